@@ -8,9 +8,11 @@
 All contenders read the same random weights from a Hugging Face folder that tfzoo writes, except KerasHub's T5, which
 cannot read Hugging Face folders and has its own random weights. No token ends a text. Each contender runs in its own
 process with two threads, and they take turns. The suffix "-xla" compiles a contender; "-bfloat16" and "-int8" store the
-weights of tfzoo in that type; "-1" gives transformers one thread. transformers runs with torch, if .venv-references
-exists. `products` multiplies the state of the last token with every matrix of GPT-2, in the fastest layout, and does
-nothing else: no token can be generated faster than its weights are read.
+weights of tfzoo in that type; "-onnx" runs tfzoo's ONNX graphs as tfzoo.generate runs an artifact, with the variant
+"-int8_weights", "-genai" as exported with that profile, and "-hugepages" with glibc's huge pages; "-1" gives
+transformers one thread. transformers runs with torch, if .venv-references exists. `products` multiplies the state of
+the last token with every matrix of GPT-2, in the fastest layout, and does nothing else: no token can be generated
+faster than its weights are read.
 
     ms              median time of a call
     first           ms to the first token: a call that generates one token
@@ -21,6 +23,7 @@ nothing else: no token can be generated faster than its weights are read.
 """
 
 import argparse
+import importlib.util
 import os
 import pathlib
 import statistics
@@ -47,6 +50,8 @@ def prompts(batch: int):
 
 
 def with_tfzoo(folder: pathlib.Path, how: How) -> Generate:
+    if "onnx" in how:
+        return with_onnx(folder, how)
     import tfzoo
 
     models: dict[str, Any] = {}
@@ -58,6 +63,33 @@ def with_tfzoo(folder: pathlib.Path, how: How) -> Generate:
                 tfzoo.store_weights(models[family], dtype)
         options = dict(max_new_tokens=new, eos_token_id=(), num_beams=1 if family == "gpt2" else BEAMS)
         return tfzoo.generate_ids(models[family], prompts(batch), jit_compile="xla" in how, **options).numpy()
+
+    return generate
+
+
+def with_onnx(folder: pathlib.Path, how: How) -> Generate:
+    import numpy as np
+
+    from tfzoo.generation import read_options
+    from tfzoo.onnx_decoding import beam, graphs, sample, sessions
+
+    profile = "genai" if "genai" in how else "standard"
+    suffix = "_int8_weights" if "int8_weights" in how else ""
+    opened: dict[str, Any] = {}
+
+    def generate(family, batch, new):
+        if family not in opened:
+            names = [graphs.DECODER] if family == "gpt2" else [graphs.ENCODER, graphs.CROSS]
+            paths = {name: folder / f"{family}_{profile}" / f"{name}{suffix}.onnx" for name in names}
+            loaded = {name: sessions.open_session(path, threads=2) for name, path in paths.items()}
+            opened[family] = graphs.Graphs(loaded, profile == "genai", None if family == "gpt2" else 0)
+        beams = 1 if family == "gpt2" else BEAMS
+        options, _ = read_options(eos_token_id=(), num_beams=beams)
+        rows = {"max_new_tokens": np.full(batch, new)}
+        reading = opened[family].read(prompts(batch).tolist(), new)
+        if beams > 1:
+            return [text.token_ids for text in beam.beam_search(reading, options, rows, lambda ids: False)]
+        return np.stack([step.tokens for step in sample.sample(reading, options, rows, lambda ids: False)], 1)
 
     return generate
 
@@ -151,7 +183,7 @@ CONTENDERS = {"tfzoo": with_tfzoo, "kerashub": kerashub, "transformers": transfo
 def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
     """Returns a function: (family, batch, new tokens) -> (seconds, CPU seconds of all threads, tokens)."""
     name, *how = contender.split("-")
-    if name != "transformers":
+    if name != "transformers" and "onnx" not in how:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(2)
@@ -185,9 +217,29 @@ def write(folder: pathlib.Path, families: list[str]) -> None:
         tfzoo.save(model, folder / family)
 
 
+def write_onnx(folder: pathlib.Path, families: list[str], profiles: list[str]) -> None:
+    """Writes the ONNX graphs of models, and those with weights in 8 bits."""
+    import tfzoo
+    from tfzoo.export import variants
+    from tfzoo.export.onnx import emit
+
+    for family in families:
+        model, _ = tfzoo.load(folder / family)
+        for profile in profiles:
+            place = folder / f"{family}_{profile}"
+            place.mkdir()
+            emit.save(model, place, profile=profile)
+            for path in emit.save(model, place, "_wide", profile=profile, copy_tied=True):
+                target = place / path.name.replace("_wide", "_int8_weights")
+                variants._quantise("int8_weights", path, target, None)
+                path.unlink()
+
+
 def start(contender: str, folder: pathlib.Path, cache: pathlib.Path) -> Worker:
     python = str(REFERENCES) if contender.startswith("transformers") else sys.executable
     flags = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={cache}"} if contender.endswith("-xla") else {}
+    if contender.endswith("-hugepages"):
+        flags = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     if contender.startswith("transformers"):  # By default the threads of torch spin while they wait.
         flags = {"OMP_WAIT_POLICY": "passive"}
     return Worker(contender, __file__, f"--worker={contender}", f"--folder={folder}", python=python, **flags)
@@ -250,12 +302,18 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="gpt2:1,gpt2:8,t5:1")
+    onnx = ["tfzoo-onnx", "tfzoo-onnx-int8_weights"] if importlib.util.find_spec("onnxruntime") else []
     peers = ["kerashub", "kerashub-xla", *(["transformers"] if REFERENCES.exists() else [])]
-    parser.add_argument("--contenders", default=",".join(["tfzoo", "tfzoo-xla", *peers, "products", "products-xla"]))
+    parser.add_argument(
+        "--contenders", default=",".join(["tfzoo", "tfzoo-xla", *onnx, *peers, "products", "products-xla"])
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the weights are, or are to be written; they are kept")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.worker == "write_onnx":
+        answer(lambda: lambda *asked: write_onnx(pathlib.Path(args.folder), *asked))
+        return
     if args.worker == "write":
         answer(lambda: lambda *families: write(pathlib.Path(args.folder), list(families)))
         return
@@ -270,6 +328,12 @@ def main() -> None:
             writer = Worker("write", __file__, "--worker=write", f"--folder={folder}")
             writer.ask(*missing)
             writer.close()
+        with_onnx_graphs = [name for name in args.contenders.split(",") if "-onnx" in name]
+        for profile in sorted({"genai" if "-genai" in name else "standard" for name in with_onnx_graphs}):
+            if missing := [family for family in families if not (folder / f"{family}_{profile}").exists()]:
+                writer = Worker("write_onnx", __file__, "--worker=write_onnx", f"--folder={folder}")
+                writer.ask(missing, [profile])
+                writer.close()
         for task in args.tasks.split(","):
             print(measure(task, args.contenders.split(","), folder, args), flush=True)
             print()

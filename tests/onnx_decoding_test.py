@@ -137,6 +137,21 @@ class SameTextsTest(Case):
         self.assertEqual(meant, self.tokenizer.tokenize(["a</s>"], ["</s>"]).to_list())
         self.assertEqual(writer.encode(["a</s>"]), self.tokenizer.tokenize(["a</s>"]).to_list())
 
+    def test_answers_of_an_encoder_decoder(self):
+        model, folder = self.exported("t5")
+        ids = json.loads((folder / "manifest.json").read_text())["generation"]
+        model.record = FolderRecord(generation_config=ids)
+        predictor = folders.open_folder(folder)
+        long = "a text of more than thirty-two tokens, which is cut"
+        rows = [[*self.tokenizer.tokenize([text]).to_list()[0][:31], 2] for text in ("de a", long)]
+        with helpers.op_by_op():
+            reference = ModelWriter(model, self.tokenizer).generate_from(rows, max_new_tokens=12)
+        expected = [{"generated_text": one.text} for one in reference]
+        expected[1]["truncated"] = True
+        self.assertEqual(predictor.answer([("de a",), (long,)]), expected)
+        with self.assertRaisesRegex(UserError, "continues texts; use python -m tfzoo.generate"):
+            folders.open_folder(self.exported("gpt2")[1])
+
     def test_options_of_the_artifact_hold_unless_others_are_given(self):
         _, folder = self.exported("gpt2")
         manifest = folders.manifest_of(folder)

@@ -44,8 +44,13 @@ def open_folder(
                 raise UserError(f"--{name}={value}: does not apply to an exported artifact; omit it")
         if manifest["kind"] == "onnx":
             from tfzoo.prediction.onnx_graphs import OnnxPredictor
+            from tfzoo.prediction.onnx_written import OnnxWritten
 
             with progress.stage(f"reading {model_dir}"):
+                if "generation" in manifest:
+                    if num_devices > 1:
+                        raise UserError(f"--num_devices={num_devices}: texts are written on one device; omit it")
+                    return OnnxWritten(folder, manifest)
                 return OnnxPredictor(folder, manifest, max(1, num_devices))
     with progress.importing_tensorflow():
         from tfzoo.training import distribution
