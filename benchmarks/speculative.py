@@ -1,7 +1,7 @@
 """Speculative decoding and prompt look-up beside plain decoding on real text.
 
-    .venv/bin/python -m tfzoo.train --flagfile=configs/gpt.cfg --steps=300 --decay_steps=100 --run_dir=runs/gpt
-    .venv/bin/python -m tfzoo.train --flagfile=configs/gpt.cfg --steps=300 --decay_steps=100 --run_dir=runs/draft \
+    .venv/bin/python -m tfzoo.train --flagfile=configs/gpt.cfg --run_dir=runs/gpt
+    .venv/bin/python -m tfzoo.train --flagfile=configs/gpt.cfg --run_dir=runs/draft \
         --overrides=num_layers=1,hidden_size=64,num_heads=1,intermediate_size=256
     .venv/bin/python benchmarks/speculative.py --model_dir=runs/gpt --assistant_dir=runs/draft [--prompts=24]
 
@@ -24,7 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from side_by_side import ROOT, Worker, answer, markdown, processor, ratio, turns
+import history
+from side_by_side import ROOT, Worker, answer, markdown, processor, ratio, ratios, turns
 from strategies import held_out
 
 sys.path.insert(0, str(ROOT))
@@ -105,6 +106,8 @@ def main() -> None:
         seconds, cpu, passes, texts = zip(*worker.answers)
         of_plain = list(zip(*plain[suffix]))
         counted = sum(passes) > 0
+        if not name.startswith("plain"):
+            history.record("speculative", "docstrings", worker.name, "plain", ratios(of_plain[0], seconds))
         rows.append(
             [
                 {"plain": "plain", "lookup": "prompt look-up", "assistant": "assistant"}[name.partition(":")[0]]
