@@ -1,5 +1,6 @@
 """The graphs in onnxruntime, compared with the Keras models."""
 
+import collections
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -129,10 +130,33 @@ class EmitTest(tf.test.TestCase):
         self.check(small.model("performer", causal=True))
 
     def test_one_buffer_for_keys_and_values(self):
-        for name, head_dim in (("gpt2", 8), ("a window, norms of queries and keys", 16)):
+        for name, head_dim, operators in (
+            ("gpt2", 8, {"GroupQueryAttention": 2}),
+            ("a window, norms of queries and keys", 16, {"GroupQueryAttention": 2, "Split": 2}),
+            ("llama3", 16, {"GroupQueryAttention": 2, "SkipSimplifiedLayerNormalization": 4}),
+            ("llama", 8, {"GroupQueryAttention": 2, "RotaryEmbedding": 4, "Split": 2}),  # 8 / 2 is not a multiple of 8.
+            ("dynamic", 16, {"GroupQueryAttention": 2, "RotaryEmbedding": 4, "Split": 2}),
+        ):
             family, overrides = DECODERS[name]
             with self.subTest(name):
-                self.check(small.model(family, **overrides | dict(head_dim=head_dim)), profile="genai")
+                model = small.model(family, **overrides | dict(head_dim=head_dim))
+                self.check(model, profile="genai")
+                (graph,) = onnx_emit.emit(model, profile="genai").values()
+                found = collections.Counter(node.op_type for node in graph.graph.node)
+                for operator in ("GroupQueryAttention", "RotaryEmbedding", "Split"):
+                    self.assertEqual(found[operator], operators.get(operator, 0), operator)
+                self.assertGreaterEqual(
+                    found["SkipSimplifiedLayerNormalization"], operators.get("SkipSimplifiedLayerNormalization", 0)
+                )
+
+    def test_graphs_to_be_quantised(self):
+        model = small.model("llama", head_dim=16, tie_embeddings=True)
+        self.check(model, profile="genai", copy_tied=True)
+        products = []
+        for copy_tied in (False, True):
+            (graph,) = onnx_emit.emit(model, profile="genai", copy_tied=copy_tied).values()
+            products.append(sum(node.op_type == "MatMul" for node in graph.graph.node))
+        self.assertEqual(products, [2 * 5 + 1, 2 * 4 + 1])  # Gate and up are one product.
 
     def test_what_onnxruntime_genai_cannot_run(self):
         for pattern, model in (
@@ -513,8 +537,9 @@ class EverythingTest(EmitTest):
     def test_every_decoder_in_one_buffer(self):
         for name, (family, overrides) in DECODERS.items():
             if family in ("gpt2", "llama", "palm") and name != "longrope":  # It has factors for heads of 6 numbers.
-                with self.subTest(name):
-                    self.check(small.model(family, **overrides | dict(head_dim=8)), profile="genai")
+                for head_dim in (8, 16):
+                    with self.subTest(name, head_dim=head_dim):
+                        self.check(small.model(family, **overrides | dict(head_dim=head_dim)), profile="genai")
 
     def test_hugging_faces_own_answers_of_every_family(self):
         other = {"reformer", "reformer_masked", "xlnet_memory", "xlnet_permutation"}

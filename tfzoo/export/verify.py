@@ -369,7 +369,7 @@ def check_files(folder, listed):
 # The operators that an ONNX graph may contain, by domain. Those of ONNX itself, in these domains, only compute.
 ONNX = {"", "ai.onnx", "ai.onnx.ml"}
 DOMAINS = {
-    "com.microsoft": {"GroupQueryAttention", "MatMulNBits"},
+    "com.microsoft": {"GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"},
     "ai.onnx.contrib": {"GPT2Tokenizer", "SentencepieceTokenizer"},  # onnxruntime-extensions.
 }
 # The fields of ONNX's messages that lead to operators and tensors: {message: {field number: what the field contains}}.

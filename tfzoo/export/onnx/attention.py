@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from tfzoo import nn
 from tfzoo.export.onnx.graph import MICROSOFT, Emitter, Graph, no_emitter
-from tfzoo.export.onnx.layers import dense
+from tfzoo.export.onnx.layers import dense, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,10 @@ class Shared:
     memory_bias: str | None = None  # Added to the scores of cross attention.
     past: str | None = None  # Keys and values are inputs past_key_values.i{past} and outputs present.i{past}.
     past_memory: str | None = None  # The memory's keys and values are inputs only, past_key_values.i{past_memory}.
-    places: tuple[str, str] | None = None  # For profile genai: int32 [B], each row's last position; [], the length.
+    # For profile genai, see GroupQueryAttention. int32 [B], each row's last position; [], the length.
+    places: tuple[str, str] | None = None
+    # Cosines and sines [P, D / 2] of all positions, and position_ids [B, L]; instead of `rotary`.
+    turns: tuple[str, str, str] | None = None
     window: int = 0  # Number of keys that a query sees; 0 is all.
 
 
@@ -42,27 +45,23 @@ def _attention(
         return graph.emit(layer.output_projection, _cached_cross_attention(graph, layer, query, shared, index))
     parts = (layer.query, layer.key, layer.value)
     if shared.past is not None and not cross and all(graph.emitter(part) is dense for part in parts):
-        query, key, value = _query_key_value(graph, layer, x)
+        # Faster for a single token than three products; for many tokens, only if the result need not be split.
+        at = f"{layer.path}/query_key_value"
+        query, key, value = joined(graph, parts, x, at), None, None
+        if shared.places is None or shared.rotary is not None or layer.query_norm is not None:
+            sizes = graph.ints(*(part.units for part in parts))
+            query, key, value = graph.add("Split", query, sizes, at=at, outputs=3, axis=-1)
     else:
         memory = shared.memory if cross else x
         query, key, value = graph.emit(layer.query, x), graph.emit(layer.key, memory), graph.emit(layer.value, memory)
-    query, key = _by_head(graph, layer.query_norm, query), _by_head(graph, layer.key_norm, key)
+    query = _by_head(graph, layer.query_norm, query)
+    if key is not None:
+        key = _by_head(graph, layer.key_norm, key)
     if shared.rotary is not None and not cross:
         query = graph.add("RotaryEmbedding", query, *shared.rotary, at=layer.path, num_heads=layer.num_heads)
         key = graph.add("RotaryEmbedding", key, *shared.rotary, at=layer.path, num_heads=layer.num_kv_heads)
     y = graph.emit(layer.kernel, query, key, value, layer, shared, None if shared.past is None else index, cross)
     return graph.emit(layer.output_projection, y)
-
-
-def _query_key_value(graph: Graph, layer: nn.Attention, x: str) -> tuple[str, str, str]:
-    """Emits queries [B, L, H D], keys and values [B, L, G D] as one product. This is faster for a single token; for
-    many tokens three products are faster, since their result need not be split."""
-    at, parts = f"{layer.path}/query_key_value", (layer.query, layer.key, layer.value)
-    y = graph.add("MatMul", x, graph.joined(f"{at}/kernel", [part.kernel for part in parts]), at=at)
-    if layer.query.use_bias:
-        y = graph.add("Add", y, graph.joined(f"{at}/bias", [part.bias for part in parts]), at=at)
-    sizes = graph.ints(*(part.units for part in parts))
-    return graph.add("Split", y, sizes, at=at, outputs=3, axis=-1)
 
 
 def _by_head(graph: Graph, norm: nn.RMSNorm | None, x: str) -> str:
@@ -92,8 +91,8 @@ def _full_attention(
     graph: Graph,
     kernel: nn.FullAttention | nn.LeanAttention,
     query: str,
-    key: str,
-    value: str,
+    key: str | None,
+    value: str | None,
     layer: nn.Attention,
     shared: Shared,
     index: int | None = None,
@@ -109,10 +108,11 @@ def _full_attention(
     past = [f"past_key_values.{cache}.{name}" for name in ("key", "value")]
     if shared.places is not None:
         sizes = dict(num_heads=layer.num_heads, kv_num_heads=layer.num_kv_heads, scale=_scale(layer))
-        window = dict(local_window_size=shared.window) if shared.window else {}
+        options = sizes | (dict(local_window_size=shared.window) if shared.window else {})
+        options |= dict(do_rotary=1) if shared.turns else {}
         y, *present = graph.add(
-            "GroupQueryAttention", query, key, value, *past, *shared.places,
-            at=at, outputs=3, domain=MICROSOFT, **sizes, **window,
+            "GroupQueryAttention", query, key, value, *past, *shared.places, *(shared.turns or ()),
+            at=at, outputs=3, domain=MICROSOFT, **options,
         )  # fmt: skip
     else:
         past = [graph.narrow(x, at) for x in past]

@@ -125,6 +125,19 @@ def rotary_tables(graph: Graph, config, position_ids: str, at: str) -> tuple[str
     return cos, sin
 
 
+def rotary_cache(graph: Graph, config, at: str) -> tuple[str, str] | None:
+    """Adds the cosines and sines [max_positions, D / 2] of all positions as constants, as in nn.rotary_tables; None if
+    they depend on the length of the text."""
+    scaling, head_dim = config.rotary_scaling, config.resolved_head_dim
+    if scaling.get("rope_type", scaling.get("type")) in ("longrope", "dynamic"):
+        return None
+    frequencies, factor = _frequencies(config, head_dim, config.max_positions)
+    angles = np.arange(config.max_positions, dtype=np.float32)[:, None] * frequencies.astype(np.float32)
+    tables = [(table * np.float32(factor)).astype(graph.dtype) for table in (np.cos(angles), np.sin(angles))]
+    cos, sin = (graph.constant(f"{at}/{name}", table) for name, table in zip(("cosines", "sines"), tables))
+    return cos, sin
+
+
 def _frequencies(config, head_dim: int, length: int) -> tuple[np.ndarray, float]:
     frequencies, factor = rotary_frequencies(config, head_dim, length)
     return np.asarray(frequencies), factor

@@ -74,8 +74,8 @@ class Graph:
       data: a file next to the graph's file to which weights are written as they are added, so that at most one of them
         is in memory and the graph's file stays below the 2 GiB limit of protocol buffers. None keeps weights in the
         graph.
-      copy_tied: whether the output matrix is stored separately even if it is tied to the embeddings, for quantisers of
-        matrix products.
+      copy_tied: whether the graph is for quantisers of matrix products: the output matrix is stored separately even if
+        it is tied to the embeddings, and more products of profile genai are joined.
 
     Raises:
       UserError: the profile is not one of PROFILES.
@@ -99,6 +99,7 @@ class Graph:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._names: set[str] = set()
+        self._sums: set[str] = set()  # Results of `sum`.
 
     def add(self, operator: str, *inputs: str | None, at: str, outputs: int = 1, **attributes) -> Any:
         """Appends a node.
@@ -236,6 +237,19 @@ class Graph:
         return tensor
 
     # Helpers that several layers use.
+
+    def sum(self, x: str, y: str, at: str) -> str:
+        """Emits the sum of two tensors of the same shape."""
+        total = self.add("Add", x, y, at=at)
+        self._sums.add(total)
+        return total
+
+    def take_sum(self, x: str) -> list[str]:
+        """Removes the last node if it is that of `sum` that emitted x, and returns its terms; otherwise []. The caller
+        emits x instead."""
+        if not self.nodes or list(self.nodes[-1].output) != [x] or x not in self._sums:
+            return []
+        return list(self.nodes.pop().input)
 
     def size(self, x: str, axis: int, at: str) -> str:
         """Emits the length of x along an axis, int64 [1]."""

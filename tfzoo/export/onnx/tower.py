@@ -5,7 +5,7 @@ from onnx import TensorProto
 from tfzoo import nn
 from tfzoo.errors import UserError
 from tfzoo.export.onnx.attention import Shared
-from tfzoo.export.onnx.embeddings import rotary_tables
+from tfzoo.export.onnx.embeddings import rotary_cache, rotary_tables
 from tfzoo.export.onnx.graph import Emitter, Graph
 
 
@@ -21,13 +21,13 @@ def _block(graph: Graph, layer: nn.Block, x: str, shared: Shared, index: int) ->
 
     def residual(x, sublayer, norm):
         if layer.norm_first:
-            return graph.add("Add", x, sublayer(graph.emit(norm, x)), at=layer.path)
-        return graph.emit(norm, graph.add("Add", x, sublayer(x), at=layer.path))
+            return graph.sum(x, sublayer(graph.emit(norm, x)), layer.path)
+        return graph.emit(norm, graph.sum(x, sublayer(x), layer.path))
 
     if layer.parallel:
         normal = graph.emit(layer.self_norm, x)
-        x = graph.add("Add", x, attend(normal), at=layer.path)
-        return graph.add("Add", x, feed(normal), at=layer.path)
+        x = graph.sum(x, attend(normal), layer.path)
+        return graph.sum(x, feed(normal), layer.path)
     x = residual(x, attend, layer.self_norm)
     if layer.cross_attention is not None:
         x = residual(x, cross, layer.cross_norm)
@@ -64,12 +64,18 @@ def _tower(
         start = graph.size(f"past_key_values.0{past}.key", 2, at)
         end = graph.add("Add", start, length, at=at)
     x = graph.emit(layer.embeddings, token_ids, segment_ids, position_ids, start, end)
-    rotary = None
+    rotary = turns = None
     if config.positions == "rotary":
         if position_ids is None:
             shape = graph.add("Shape", token_ids, at=at)
             position_ids = graph.add("Expand", graph.range(start, end, at), shape, at=at)
-        rotary = rotary_tables(graph, config, position_ids, f"{layer.path}/rotary")
+        # GroupQueryAttention rotates only heads of a multiple of 16 numbers.
+        whole = graph.profile == "genai" and config.resolved_head_dim % 16 == 0
+        cache = rotary_cache(graph, config, f"{layer.path}/rotary") if whole else None
+        if cache is not None:
+            turns = *cache, position_ids
+        else:
+            rotary = rotary_tables(graph, config, position_ids, f"{layer.path}/rotary")
     favor = config.attention == "favor"
     places = None
     if graph.profile == "genai":
@@ -89,6 +95,7 @@ def _tower(
         if places or (favor and not stack.causal)
         else _bias(graph, stack, attention_mask, start, end, length, at),
         places=places,
+        turns=turns,
         window=config.window,
         seen=attention_mask,
         causal=stack.causal,
