@@ -110,6 +110,7 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub a
 	$(PEERS) benchmarks/serve.py
 	$(PY) benchmarks/export.py
 	$(PY) benchmarks/export.py --decode
+	$(PY) benchmarks/export.py --llama
 	$(PEERS) benchmarks/history.py
 
 results: $(INSTALLED)  ## train all recipes and write docs/results.md (hours; recorded recipes are not repeated)

@@ -2,16 +2,22 @@
 
     .venv/bin/python benchmarks/export.py [--rounds=9]            # BERT-base at 1 x 128 and 8 x 128
     .venv/bin/python benchmarks/export.py --decode                # GPT-2 small: one token after 128
+    .venv/bin/python benchmarks/export.py --llama                 # SmolLM-135M's shape: one token after 128
 
-Contenders: the graphs of tfzoo; that of tf2onnx for a model of the same shape, with fixed input shapes, because with
-two free axes its result does not run; and, if .venv-references exists (make parity creates it), that of transformers
-for a model of the same shape, by torch.onnx and onnxruntime's optimizer, which fuses most of what the TorchScript
-exporter produces with attn_implementation "eager". Each contender runs in its own process with two threads that do
-not spin, and they take turns. Next to the wall-clock time is the CPU time, which is less sensitive to other load.
+Contenders: the graphs of tfzoo; for BERT, that of tf2onnx for a model of the same shape, with fixed input shapes,
+because with two free axes its result does not run; and, if .venv-references exists (make parity creates it), that of
+transformers for a model of the same shape, by torch.onnx and onnxruntime's optimizer, which fuses most of what the
+TorchScript exporter produces with attn_implementation "eager". The rival of --llama is the graph that the model builder
+of onnxruntime-genai writes in .venv-references for the same weights, in 8 and 4 bits with the same blocks of 32; both
+have keys and values in one buffer. In 4 bits, the builder quantises the embeddings as well. Each contender runs in its
+own process with two threads that do not spin, and they take turns. Next to the wall-clock time is the CPU time, which
+is less sensitive to other load.
 """
 
 import argparse
+import importlib.util
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +25,9 @@ import time
 import zipfile
 from typing import Any
 
-from side_by_side import ROOT, Worker, answer, environment, markdown, ratio, turns
+import history
+from proof import tokenizer
+from side_by_side import ROOT, Worker, answer, environment, markdown, processor, ratio, ratios, turns
 
 REFERENCES = ROOT / ".venv-references" / "bin" / "python"
 LENGTH = 128  # Tokens of a row, or of the past.
@@ -40,6 +48,27 @@ DECODERS = {
     "genai, int4_weights": "model_genai_int4_weights.onnx",
     "transformers, optimized": "peer.onnx",
 }
+# Weights -> contenders, and the builder's name of the weights.
+LLAMAS = {
+    weights: {f"genai, {weights}": f"model_genai{suffix}.onnx", "builder": f"builder_genai_{precision}/model.onnx"}
+    for weights, suffix, precision in (
+        ("float32", "", "fp32"),
+        ("int8_weights", "_int8_weights", "int8"),
+        ("int4_weights", "_int4_weights", "int4"),
+    )
+}
+RIVALS = ("tf2onnx", "transformers, optimized", "transformers, int8", "builder")
+SMOLLM: dict[str, Any] = dict(
+    vocab_size=49152,
+    hidden_size=576,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    intermediate_size=1536,
+    max_positions=2048,
+    tie_embeddings=True,
+)
 
 
 def write(name: str, folder: pathlib.Path, decode: bool) -> None:
@@ -48,8 +77,11 @@ def write(name: str, folder: pathlib.Path, decode: bool) -> None:
     from tfzoo.export import variants
     from tfzoo.export.onnx import emit as onnx_emit
 
-    model = tfzoo.build(name, heads=("lm",))
-    onnx_emit.save(model, folder)
+    model = tfzoo.build(name, heads=("lm",), **(SMOLLM if name.startswith("llama") else {}))
+    if name.startswith("llama"):
+        tfzoo.save(model, folder / "hf", tokenizer(model.config.vocab_size))  # The builder reads it.
+    else:
+        onnx_emit.save(model, folder)
     profile = "genai" if decode else "compat"
     onnx_emit.save(model, folder, f"_{profile}", profile=profile)
     (wide,) = onnx_emit.save(model, folder, "_wide", copy_tied=True, profile="genai" if decode else "standard")
@@ -157,8 +189,23 @@ def write_peer(folder: pathlib.Path, decode: bool) -> None:
         quantize_dynamic(path, folder / "peer_int8.onnx", weight_type=QuantType.QInt8, extra_options=extra)
 
 
+def write_built(folder: pathlib.Path) -> None:
+    """Writes the graphs of the builder of onnxruntime-genai, a script that runs in .venv-references."""
+    found = importlib.util.find_spec("onnxruntime_genai")
+    assert found and found.submodule_search_locations
+    script = pathlib.Path(found.submodule_search_locations[0], "models", "builder.py")
+    for contenders in LLAMAS.values():
+        target = folder / pathlib.Path(contenders["builder"]).parent
+        command = [REFERENCES, script, "-i", folder / "hf", "-o", target, "-p", target.name.rpartition("_")[2]]
+        command += ["-e", "cpu", "-c", folder / "cache"]
+        done = subprocess.run(command, env=environment() | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"the builder of onnxruntime-genai failed: {done.stderr[-2000:]}")
+
+
 def contend():
-    """Returns a function: (path, batch, past) -> milliseconds of one run, milliseconds of CPU time."""
+    """Returns a function: (path, batch, past) -> milliseconds of a run, milliseconds of CPU time; medians of five runs
+    for a token after a past, which takes little time."""
     import numpy as np
     import onnxruntime
 
@@ -179,7 +226,8 @@ def contend():
         binding = session.io_binding()
         for value in session.get_inputs():
             if value.name.startswith("past"):
-                shape = [batch, value.shape[1], ROOM if "genai" in path else past, value.shape[3]]
+                size = SMOLLM["head_dim"] if isinstance(value.shape[3], str) else value.shape[3]  # The builder's graph.
+                shape = [batch, value.shape[1], ROOM if "genai" in path else past, size]
                 array: Any = np.zeros(shape, np.float32)
                 given = onnxruntime.OrtValue.ortvalue_from_numpy(array)
                 if "genai" in path:
@@ -204,52 +252,75 @@ def contend():
             prepared.clear()
             prepared[path, batch, past] = prepare(path, batch, past)
         session, binding = prepared[path, batch, past]
-        begin, work = time.perf_counter(), time.process_time()
-        session.run_with_iobinding(binding)
-        return [1000 * (time.perf_counter() - begin), 1000 * (time.process_time() - work)]
+        taken = []
+        for _ in range(5 if past else 1):
+            begin, work = time.perf_counter(), time.process_time()
+            session.run_with_iobinding(binding)
+            taken.append([1000 * (time.perf_counter() - begin), 1000 * (time.process_time() - work)])
+        return [statistics.median(values) for values in zip(*taken)]
 
     return run
 
 
-def compare(name: str, batches: list[int], rounds: int, decode: bool) -> None:
-    import onnx
-
-    contenders, past = (DECODERS, LENGTH) if decode else (ENCODERS, 0)
+def compare(name: str, batches: list[int], rounds: int) -> None:
+    llama, past = name.startswith("llama"), 0 if name.startswith("bert") else LENGTH
+    decode = ["--decode"] if past else []
     (ROOT / "build").mkdir(exist_ok=True)
+    print(processor())
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        command = [__file__, f"--write={folder}", f"--model={name}", f"--batches={','.join(map(str, batches))}"]
-        command += ["--decode"] if decode else []
+        command = [
+            __file__,
+            f"--write={folder}",
+            f"--model={name}",
+            f"--batches={','.join(map(str, batches))}",
+            *decode,
+        ]
         makers = [[sys.executable, *command]]
-        makers += [] if decode else [[sys.executable, *command, "--traced"]]
-        makers += [[str(REFERENCES), *command, "--peer"]] if REFERENCES.exists() else []
+        makers += [] if past else [[sys.executable, *command, "--traced"]]
+        makers += [[str(REFERENCES), *command, "--peer"]] if REFERENCES.exists() and not llama else []
         for maker in makers:
             subprocess.run(maker, env=environment(), check=True)
-        workers = [Worker(contender, __file__, "--run") for contender in contenders]
+        if llama and REFERENCES.exists():
+            write_built(pathlib.Path(folder))
         for batch in batches:
-            paths = {each: pathlib.Path(folder, file.format(batch)) for each, file in contenders.items()}
-            there = [worker for worker in workers if paths[worker.name].exists()]
-            for worker in there:
-                worker.answers = []
-                for _ in range(2):
-                    worker.ask(str(paths[worker.name]), batch, past)
-            for worker in turns(there, rounds):
-                worker.answers.append(worker.ask(str(paths[worker.name]), batch, past))
-            times = {worker.name: list(zip(*worker.answers)) for worker in there}
-            rivals = [rival for rival in ("tf2onnx", "transformers, optimized") if rival in times]
-            rows = []
-            for worker in there:
-                path, (wall, work) = paths[worker.name], times[worker.name]
-                row = [worker.name, f"{sorted(wall)[len(wall) // 2]:.1f}", f"{sorted(work)[len(work) // 2]:.1f}"]
-                for rival in rivals:
-                    row += [f"{ratio(peer, own):.2f}" for peer, own in zip(times[rival], (wall, work))]
-                nodes = len(onnx.load(path, load_external_data=False).graph.node)
-                rows.append([*row, f"{nodes:,}", f"{path.stat().st_size:,}"])
-            shape = f"one token after {past}" if decode else f"{batch} x {LENGTH}"
-            print(f"\n{name}, {shape}, two threads")
-            heads = [f"{kind}speedup over {rival}" for rival in rivals for kind in ("", "CPU ")]
-            print(markdown(["", "ms", "CPU ms", *heads, "nodes", "bytes"], rows))
-        for worker in workers:
-            worker.close()
+            shape = f"one token after {past}" if past else f"{batch} x {LENGTH}"
+            for contenders in LLAMAS.values() if llama else [DECODERS if past else ENCODERS]:
+                paths = {each: pathlib.Path(folder, file.format(batch)) for each, file in contenders.items()}
+                measure(
+                    f"{name}, {shape}",
+                    {each: path for each, path in paths.items() if path.exists()},
+                    batch,
+                    past,
+                    rounds,
+                )
+
+
+def measure(title: str, paths: dict[str, pathlib.Path], batch: int, past: int, rounds: int) -> None:
+    """Measures and prints one table."""
+    import onnx
+
+    workers = [Worker(contender, __file__, "--run") for contender in paths]
+    for worker in workers:
+        for _ in range(2):
+            worker.ask(str(paths[worker.name]), batch, past)
+    for worker in turns(workers, rounds):
+        worker.answers.append(worker.ask(str(paths[worker.name]), batch, past))
+    times = {worker.name: list(zip(*worker.answers)) for worker in workers}
+    rivals = [rival for rival in RIVALS if rival in times]
+    rows = []
+    for worker in workers:
+        worker.close()
+        path, (wall, work) = paths[worker.name], times[worker.name]
+        row = [worker.name, f"{statistics.median(wall):.1f}", f"{statistics.median(work):.1f}"]
+        for rival in rivals:
+            row += [f"{ratio(peer, own):.2f}" for peer, own in zip(times[rival], (wall, work))]
+            if worker.name not in RIVALS:
+                history.record("export", title, worker.name, rival, ratios(times[rival][0], wall))
+        size = sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))  # With external weights.
+        rows.append([*row, f"{len(onnx.load(path, load_external_data=False).graph.node):,}", f"{size:,}"])
+    print(f"\n{title}, two threads")
+    heads = [f"{kind}speedup over {rival}" for rival in rivals for kind in ("", "CPU ")]
+    print(markdown(["", "ms", "CPU ms", *heads, "nodes", "bytes"], rows), flush=True)
 
 
 def main() -> None:
@@ -257,13 +328,14 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--decode", action="store_true", help="GPT-2 small")
+    parser.add_argument("--llama", action="store_true", help="a Llama-like decoder, with onnxruntime-genai's own graph")
     for inner in ("--run", "--peer", "--traced"):
         parser.add_argument(inner, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    name = flags.model or ("gpt2" if flags.decode else "bert_base")
-    batches = [1] if flags.decode else [int(batch) for batch in flags.batches.split(",")]
+    name = flags.model or ("llama_tiny" if flags.llama else "gpt2" if flags.decode else "bert_base")
+    batches = [1] if flags.decode or flags.llama else [int(batch) for batch in flags.batches.split(",")]
     sys.path.insert(0, str(ROOT))
     if flags.run:
         answer(contend)
@@ -274,7 +346,7 @@ def main() -> None:
     elif flags.write:
         write(name, flags.write, flags.decode)
     else:
-        compare(name, batches, flags.rounds, flags.decode)
+        compare(name, batches, flags.rounds)
 
 
 if __name__ == "__main__":
