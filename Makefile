@@ -46,9 +46,10 @@ demo: $(INSTALLED)  ## pre-train briefly, fine-tune, evaluate, predict, export, 
 	@echo 'To serve it again, with or without Docker: serving/README.md'
 	@echo 'To use it from Python: tfzoo.pipeline("runs/demo_packages")(["Returns the inverse of a matrix."])'
 
-# Two processes, one test file at a time each: every further process imports TensorFlow again.
+# Two processes, one test file at a time each: every further process imports TensorFlow again. tests/conftest.py has the
+# order of the files, in place of the number of their tests.
 test: $(INSTALLED)  ## run the tests
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 faults: $(INSTALLED)  ## run the long tests, such as those that kill processes and damage files
 	$(PY) -m pytest -m faults

@@ -23,6 +23,9 @@ from tfzoo import cli, train
 sys.exit(cli.run(train.main, train.define_flags))
 """
 
+_FULL = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+_PACKED = ("--corpus", "--cache_dir", "--vocab_size", "--sequence_length")
+
 
 class EnvironmentTest(unittest.TestCase):
     def train(self, run_dir, *flags, check=True, before=""):
@@ -60,6 +63,35 @@ class EnvironmentTest(unittest.TestCase):
             done = self.train(self.folder / "run", *flags, *further, check=False, before=before)
             self.assertEqual(done.returncode, 2)
             self.assertRegex(done.stderr, rf"(^|\n)error: {line}\n$")
+
+    @pytest.mark.faults
+    def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(self):
+        """Files may have at most a number of bytes. The arrays of the text, in the cache, have more; then, the rows."""
+        self.folder = helpers.temporary_folder(self)
+        cache, output = self.folder / "cache", self.folder / "packed"
+        flags = tiny_run.flags(self.folder)
+        pack = ["pack", *(flag for flag in flags if flag.split("=")[0] in _PACKED), f"--output_dir={output}"]
+
+        def refused(done, path):
+            self.assertEqual(done.returncode, 2, done.stderr[-2000:])
+            self.assertRegex(done.stderr, rf"(^|\n)error: [^\n]*{path}[^\n]*: cannot be written \([^\n]*\n$")
+            self.assertEqual(list(self.folder.rglob("*.partial")), [])
+
+        for number in range(2):
+            done = self.train(self.folder / "run", *flags, check=False, before=_FULL) if number else self.pack(pack)
+            refused(done, cache / "tokenized-")
+            self.assertEqual({path.name.partition("-")[0] for path in cache.iterdir()}, {"tokenizer"})
+            self.assertFalse((self.folder / "run").exists() or output.exists())
+        self.train(self.folder / "run", *flags)
+        refused(self.pack(pack), output)
+        self.assertFalse(output.exists())
+
+    def pack(self, arguments):
+        script = f"{_FULL}import sys\nfrom tfzoo import cli, corpus\n"
+        script += "sys.exit(cli.run_subcommand(corpus.COMMANDS, corpus.__doc__, sys.argv[1:]))"
+        done = helpers.python("-c", script, *arguments, check=False)
+        self.assertNotIn("Traceback", done.stderr)
+        return done
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfzoo
@@ -15,8 +16,16 @@ GOLDEN = pathlib.Path(__file__).parent / "assets" / "golden"
 
 
 class ParityTest(tf.test.TestCase):
+    def test_a_case_of_each_kind_gives_what_its_reference_gave_and_is_written_back_bit_by_bit(self):
+        cases = parity.cases(GOLDEN)
+        self.check({json.loads((case / "config.json").read_text())["model_type"]: case for case in cases}.values())
+
+    @pytest.mark.faults
     def test_every_case_gives_what_its_reference_gave_and_is_written_back_bit_by_bit(self):
-        for case in parity.cases(GOLDEN):
+        self.check(parity.cases(GOLDEN))
+
+    def check(self, cases):
+        for case in cases:
             with self.subTest(case=case.name), tempfile.TemporaryDirectory() as folder:
                 model, tokenizer = huggingface.load(case)
                 for name, difference in parity.compare(case, model).items():

@@ -727,6 +727,7 @@ class NotANumberTest(TrainCase):
             pairs = zip(self.weights(step), self.weights(step + 1), strict=True)
             self.assertEqual(all(np.array_equal(one, other) for one, other in pairs), same, f"after step {step}")
 
+    @pytest.mark.faults
     def test_too_many_in_a_row(self):
         flags = dict(steps=7, accumulation=1, on_nonfinite="skip", max_nonfinite=1)
         many = dict(
@@ -764,6 +765,7 @@ class NotANumberTest(TrainCase):
         )  # Halved by each of the eight updates, because of an overflow or the NaN.
         self.assertEqual([record["learning_rate"] for record in trained], [trained[0]["learning_rate"]] * 8)
 
+    @pytest.mark.faults
     def test_rollback_goes_on_past_the_batches_that_led_there(self):
         flags = dict(accumulation=1, checkpoint_every=4, evaluate_every=100)
         with self.nan_at() as expected:

@@ -371,6 +371,7 @@ class SearchTest(TuneCase):
             self.assertGreater(record["trial"], 4)
         self.assertEqual(out.count(" (pruned)\n"), len(pruned))
 
+    @pytest.mark.faults
     def test_a_damaged_record(self):
         self.search(BATCH, "--trials=2")
         path = self.tune_dir / "trials.jsonl"

@@ -2,6 +2,7 @@
 
 The number of devices and a worker's address cannot change after TensorFlow has started, and importing it is slow. This
 file, run as a program, therefore imports TensorFlow without computing anything and forks the processes of each world.
+All tests of a process share one such program.
 
     worlds = Worlds("tests.training.distribution_test")
     results = worlds.run("workers2", [["losses", {"optimizer": "sgd"}]])   # results[rank][call]
@@ -9,7 +10,9 @@ file, run as a program, therefore imports TensorFlow without computing anything 
 calls `losses(world, optimizer="sgd")` of that module in both workers; the return values must be JSON-serializable.
 """
 
+import atexit
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,22 +51,23 @@ class World:
     folder: pathlib.Path  # Contains KIND + RANK + ".pid" for each process.
 
 
+@functools.cache
+def _program() -> subprocess.Popen:
+    """Starts the process that forks."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment.pop("TF_CONFIG", None)
+    program = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    atexit.register(program.communicate)
+    return program
+
+
 class Worlds:
-    """A process that forks workers; `close` ends it."""
+    """The worlds of the functions in a module, whose function `import_all` imports what they need."""
 
     def __init__(self, module: str):
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-        environment.pop("TF_CONFIG", None)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def close(self) -> None:
-        self._process.communicate()
+        self._module = module
 
     def run(
         self, name: str, calls: Sequence, seconds: float = 1800, begun: bool = True, codes: Sequence[int] = ()
@@ -80,8 +85,8 @@ class Worlds:
           AssertionError: a process failed; the message shows its output. None replaces a server's results.
         """
         with tempfile.TemporaryDirectory() as folder:
-            order = dict(name=name, calls=calls, folder=folder, seconds=seconds, begun=begun)
-            orders, answers = self._process.stdin, self._process.stdout
+            order = dict(module=self._module, name=name, calls=calls, folder=folder, seconds=seconds, begun=begun)
+            orders, answers = _program().stdin, _program().stdout
             assert orders and answers
             orders.write(json.dumps(order) + "\n")
             orders.flush()
@@ -93,16 +98,20 @@ class Worlds:
             return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*.json"))]
 
 
-def serve(module_name: str) -> None:
+@functools.cache
+def _imported(name: str) -> types.ModuleType:
+    module = importlib.import_module(name)
+    module.import_all()
+    return module
+
+
+def serve() -> None:
     """Forks the processes that are requested on stdin."""
     import tensorflow as tf
 
     from tfzoo.training import distribution
 
-    module = importlib.import_module(module_name)
-    module.import_all()
-
-    def child(order, kind, rank, addresses):
+    def child(module, order, kind, rank, addresses):
         os.environ["TF_CONFIG"] = json.dumps({"cluster": addresses, "task": {"type": kind, "index": rank}})
         if order["name"] == "one" or order["name"].startswith("mirrored"):
             del os.environ["TF_CONFIG"]
@@ -131,7 +140,7 @@ def serve(module_name: str) -> None:
 
     for line in sys.stdin:
         order = json.loads(line)
-        kinds = WORLDS[order["name"]]
+        module, kinds = _imported(order["module"]), WORLDS[order["name"]]
         ports = iter(launch.free_ports(sum(kinds.values())))
         addresses = {kind: [f"127.0.0.1:{next(ports)}" for _ in range(count)] for kind, count in kinds.items()}
         sys.stdout.flush()
@@ -146,7 +155,7 @@ def serve(module_name: str) -> None:
                         os.dup2(output, 1)
                         os.dup2(output, 2)
                         pathlib.Path(order["folder"], f"{kind}{rank}.pid").write_text(str(os.getpid()))
-                        child(order, kind, rank, addresses)
+                        child(module, order, kind, rank, addresses)
                         code = 0
                     except BaseException:
                         import traceback
@@ -184,4 +193,4 @@ def _wait(children: dict[int, str], seconds: float, serving: bool) -> list[int]:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve()

@@ -399,7 +399,6 @@ class RunTest(unittest.TestCase):
     @pytest.mark.faults
     def test_two_replicas_are_one(self):
         worlds = Worlds("tests.tasks.answer_test")
-        self.addCleanup(worlds.close)
         for world, more in (("one", {}), ("mirrored2", dict(num_devices=2, strategy="mirrored", accumulation=2))):
             ((found,),) = worlds.run(world, [["command", {"argv": flags(world, **more), "stop_at": 0}]], begun=False)
             self.assertEqual(found["code"], 0, found)

@@ -169,10 +169,6 @@ class RunTest(unittest.TestCase):
         record = json.loads((run / "evaluation.json").read_text())
         self.assertGreater(record["scores"]["accuracy"]["value"], 0.7)
         self.assertEqual({*record["baselines"]}, {"position", "longest", "shortest", "tfidf"})
-        with stopping(15):
-            self.train("parts", code=3, **flags)
-        self.train("parts", **flags)
-        self.assertEqual(tiny_run.measured(self.folder / "parts"), tiny_run.measured(run))
         code, out, err = helpers.run(
             evaluate, f"--model_dir={run}", f"--test_file={self.folder / 'dev.jsonl'}", "--batch_size=16"
         )
@@ -203,6 +199,15 @@ class RunTest(unittest.TestCase):
         values = pair.answer(texts, lambda inputs: model(inputs))["value"].numpy()
         np.testing.assert_allclose(np.exp(log_softmax(values)), answer["scores"], rtol=1e-4)
         self.assertEqual((model.head_names, model.num_labels), (("classify",), 1))
+
+    @pytest.mark.faults
+    def test_a_resumed_run_is_the_same(self):
+        flags = dict(steps=40, evaluate_every=20, checkpoint_every=20)
+        self.train("undisturbed", **flags)
+        with stopping(15):
+            self.train("parts", code=3, **flags)
+        self.train("parts", **flags)
+        self.assertEqual(*(tiny_run.measured(self.folder / name) for name in ("undisturbed", "parts")))
 
     @pytest.mark.faults
     def test_decoder(self):

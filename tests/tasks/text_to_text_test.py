@@ -222,12 +222,16 @@ class RunTest(unittest.TestCase):
         self.assertEqual(result[0], code, result[2][-2000:])
         return result[1] + result[2]
 
-    def test_train_evaluate_and_resume(self):
-        whole, parts = folder / "whole", folder / "parts"
+    def test_train_and_evaluate(self):
+        whole = folder / "whole"
         printed = self.train(whole)
         self.assertIn("translation memory", printed)
         self.check_evaluation(whole)
 
+    @pytest.mark.faults
+    def test_a_resumed_run_is_the_same(self):
+        whole, parts = folder / "undisturbed", folder / "parts"
+        self.train(whole)
         with stopping(25):
             self.train(parts, code=3)
         self.train(parts)
@@ -242,7 +246,6 @@ class RunTest(unittest.TestCase):
             self.train(parts, code=3)
         argv = [*arguments(parts), "--strategy=mirrored", "--num_devices=2"]
         worlds = Worlds("tests.tasks.text_to_text_test")
-        self.addCleanup(worlds.close)
         ((result,),) = worlds.run("mirrored2", [["command", {"argv": argv, "stop_at": None}]], begun=False)
         self.assertEqual(result["code"], 0, result)
         one, two = ({key: float(value) for key, value in tiny_run.measured(each).items()} for each in (whole, parts))

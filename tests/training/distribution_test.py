@@ -61,16 +61,7 @@ MODELS = [
 ]
 
 
-worlds: Worlds  # Shared by all tests here: importing TensorFlow takes most of the time.
-
-
-def setUpModule():
-    global worlds
-    worlds = Worlds("tests.training.distribution_test")
-
-
-def tearDownModule():
-    worlds.close()
+worlds = Worlds("tests.training.distribution_test")
 
 
 class DistributionCase(unittest.TestCase):
@@ -129,20 +120,26 @@ class EqualityTest(DistributionCase):
 class ReplicasTest(DistributionCase):
     def test_what_replicas_do_alone_and_together(self):
         """An overflow on the last replica, and different masks on each replica."""
+        self.check_replicas("mirrored2")
+
+    @pytest.mark.faults
+    def test_what_workers_do_alone_and_together(self):
+        self.check_replicas("workers2")
+
+    def check_replicas(self, name):
         calls = [["overflow", {}], ["masks", {}], ["evaluation", {}], ["totals", {}]]
         ((alone,),) = worlds.run("one", [["evaluation", {}]])
-        for name in ("mirrored2", "workers2"):
-            ranks = worlds.run(name, calls)
-            for overflow, _, evaluation, totals in ranks:
-                self.assertEqual(totals, [[1, 10], [3, 20]][len(ranks) - 1])
-                self.assertEqual(overflow["changed"], [False, True], name)
-                self.assertEqual(overflow["scales"], [[2.0**9] * (2 // len(ranks))] * 2)
-                self.assertTrue(all(map(math.isfinite, overflow["losses"])))
-                for figure, value in alone.items():
-                    self.assertLessEqual(abs(evaluation[figure] - value), 1e-6 * max(1.0, abs(value)), figure)
-            first, second, again = ([mask for rank in ranks for mask in rank[1][i]] for i in range(3))
-            self.assertEqual(len({*first, *second}), 4, f"{name}: replicas draw the same")
-            self.assertEqual(first, again)
+        ranks = worlds.run(name, calls)
+        for overflow, _, evaluation, totals in ranks:
+            self.assertEqual(totals, [[1, 10], [3, 20]][len(ranks) - 1])
+            self.assertEqual(overflow["changed"], [False, True], name)
+            self.assertEqual(overflow["scales"], [[2.0**9] * (2 // len(ranks))] * 2)
+            self.assertTrue(all(map(math.isfinite, overflow["losses"])))
+            for figure, value in alone.items():
+                self.assertLessEqual(abs(evaluation[figure] - value), 1e-6 * max(1.0, abs(value)), figure)
+        first, second, again = ([mask for rank in ranks for mask in rank[1][i]] for i in range(3))
+        self.assertEqual(len({*first, *second}), 4, f"{name}: replicas draw the same")
+        self.assertEqual(first, again)
 
     def test_the_order_is_one(self):
         ((found,),) = worlds.run("one", [["order", {}]])
@@ -161,6 +158,7 @@ class CommandTest(DistributionCase):
         overrides="hidden_size=16,num_layers=1,num_heads=2,intermediate_size=32,max_positions=32,dropout=0,"
         "attention_dropout=0"
     )
+    CAUSAL = PLAIN | dict(model="gpt2", objective="causal", steps=5, evaluate_every=5, evaluate_batches=1)
 
     def setUp(self):
         self.folder = helpers.temporary_folder(self)
@@ -180,21 +178,28 @@ class CommandTest(DistributionCase):
     def losses(self, run_dir, name="loss"):
         return [record[name] for record in tiny_run.records(run_dir) if "loss" in record]
 
+    def test_two_workers(self):
+        """Together they log the same as one device."""
+        self.compare_workers()
+
+    @pytest.mark.faults
     def test_two_workers_stop_and_go_on(self):
-        """Together they log the same as one device; `make faults` tests this with dropout, bit for bit."""
-        flags = self.PLAIN | dict(model="gpt2", objective="causal", steps=5, evaluate_every=5, evaluate_batches=1)
-        (alone,) = self.train("one", self.folder / "one", **flags)
-        self.assertEqual(alone["code"], 0, alone)
-        # One worker receives a signal: both stop at the same step.
-        ranks = self.train("workers2", self.folder / "two", stop_after=2, **flags)
+        """One worker receives a signal: both stop at the same step. With dropout, bit for bit:
+        test_a_stopped_a_killed_and_a_resumed_worker."""
+        ranks = self.train("workers2", self.folder / "two", stop_after=2, **self.CAUSAL)
         self.assertEqual([rank["code"] for rank in ranks], [3, 3], ranks)
         self.assertIn("stopped by another worker's signal at step 2;", ranks[0]["out"])
-        ranks = self.train("workers2", self.folder / "two", **flags)
+        self.assertIn("resuming at step 2 of 5", self.compare_workers())
+
+    def compare_workers(self) -> str:
+        """Compares a run of two workers with one on one device; returns what the chief printed."""
+        (alone,) = self.train("one", self.folder / "one", **self.CAUSAL)
+        self.assertEqual(alone["code"], 0, alone)
+        ranks = self.train("workers2", self.folder / "two", **self.CAUSAL)
         # A worker may wait for the first one, and prints nothing else.
         printed = [re.sub(r"(?m)^waiting for worker .*\n", "", rank["out"]) for rank in ranks]
         self.assertEqual([rank["code"] for rank in ranks], [0, 0], ranks)
         self.assertEqual([text != "" for text in printed], [True, False], ranks)
-        self.assertIn("resuming at step 2 of 5", ranks[0]["out"])
         self.assertIn("held out", ranks[0]["out"])
         one, two = (tiny_run.records(self.folder / name) for name in ("one", "two"))
         for a, b in zip(one, two, strict=True):
@@ -202,6 +207,7 @@ class CommandTest(DistributionCase):
             for name in set(a) - {"tokens_per_second", "model_tflops", "causal_perplexity"}:
                 allowed = 0.0 if name == "padding_share" else 1e-6 * max(1.0, abs(a[name]))
                 self.assertLessEqual(abs(a[name] - b[name]), allowed, f"{name} of step {a['step']}")
+        return ranks[0]["out"]
 
     @pytest.mark.faults
     def test_two_devices_change_the_stage(self):

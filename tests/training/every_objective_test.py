@@ -53,16 +53,7 @@ RUNS: dict[str, list[dict]] = {
 # `make test` runs those whose step is more than the loss of one model's logits; `make faults` runs all.
 SHORT = ("replaced_token",)
 
-worlds: Worlds
-
-
-def setUpModule():
-    global worlds
-    worlds = Worlds("tests.training.every_objective_test")
-
-
-def tearDownModule():
-    worlds.close()
+worlds = Worlds("tests.training.every_objective_test")
 
 
 class EveryObjectiveTest(unittest.TestCase):
