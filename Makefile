@@ -109,6 +109,7 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub a
 	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py
 	$(PEERS) benchmarks/serve.py
+	$(PY) benchmarks/start.py
 	$(PY) benchmarks/export.py
 	$(PY) benchmarks/export.py --decode
 	$(PY) benchmarks/export.py --llama

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from side_by_side import ROOT, environment, markdown, processor, ratio
+from side_by_side import ROOT, environment, markdown, processor, ratio, ratios
 
 
 def peak_bytes() -> int:
@@ -137,6 +137,8 @@ class Memory(threading.Thread):
 
 def proof(name: str, formats: list[str], against: pathlib.Path | None, rounds: int) -> None:
     """Runs `prove` with this version of tfzoo and with that in the folder `against`, in turns."""
+    import history  # It imports tfzoo, of which `prove` may need another version.
+
     versions = {"this version": ROOT} | ({str(against.name): against.resolve()} if against else {})
     found: dict[str, list[dict[str, Any]]] = {version: [] for version in versions}
     for turn in range(rounds):
@@ -160,6 +162,9 @@ def proof(name: str, formats: list[str], against: pathlib.Path | None, rounds: i
         row.append(f"{max(each['peak'] - each['before'] for each in own) / weights:.2f}")
         row += [f"{max(each[key] for each in own) / weights:.2f}" for key in ("child", "together")]
         rows.append([version, *row])
+        if own is not base:
+            speeds = ratios([each["seconds"] for each in own], [each["seconds"] for each in base])
+            history.record("proof", f"{name}, {', '.join(formats)}", "tfzoo", version, speeds)
     print(f"{name}, {', '.join(formats)}, {found['this version'][0]['weights']:,} bytes of weights")
     heads = ["", "s", "CPU s", "this version relative to it: time, CPU", "exporting process", "largest replay", "sum"]
     print(markdown(heads, rows))

@@ -13,7 +13,7 @@ TensorFlow and Keras.
 
 Each is a new process, and they take turns. "More" is the median over rounds of the difference from the import in the
 same round, in seconds of wall-clock time and, after the comma, of CPU time. Below the table are the phases of generate
-and train: the stages that they show on a terminal, with the median seconds in each and the seconds between them.
+and train: the stages that they show on a terminal, and what is between them, with the median seconds of each.
 """
 
 import argparse
@@ -32,9 +32,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from side_by_side import ROOT, environment, markdown, processor
+import history
+from side_by_side import ROOT, environment, markdown, processor, ratios
 
 BEGAN = "START_BEGAN"  # The environment variable with the time at which the process was started.
+ROWS = {"generate": "GPT-2 small, first token", "train": "configs/bert.cfg, first step"}
 IMPORT = "import tensorflow, keras; print('imported', flush=True)"
 
 
@@ -59,7 +61,7 @@ def staged(module: str, arguments: list[str]) -> None:
     began, stage = float(os.environ[BEGAN]), progress.stage
 
     def write(*event) -> None:
-        print(json.dumps([time.time() - began, *event]), file=sys.stderr, flush=True)
+        print(json.dumps([time.time() - began, time.process_time(), *event]), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def timed(text: str) -> Iterator[Callable[[], None]]:
@@ -94,7 +96,7 @@ class Started:
             process.communicate()
             events.seek(0)
             lines = [line for line in events.read().decode().splitlines() if line.startswith("[")]
-        self.phases = phases([json.loads(line) for line in lines], self.seconds)
+        self.phases = phases([*map(json.loads, lines), [self.seconds, self.cpu, "done", ""]])
 
 
 def cpu_seconds(pid: int) -> float:
@@ -103,13 +105,15 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def phases(events: list, seconds: float) -> dict[str, float]:
-    """Returns the seconds of each stage without those of the stages in it, and of what is between them."""
-    result: dict[str, float] = {}
-    inside, last = ["the interpreter, flags"], 0.0
-    for at, kind, text in [*events, [seconds, "done", ""]]:
-        result[inside[-1]] = result.get(inside[-1], 0.0) + at - last
-        last = at
+def phases(events: list[tuple[float, float, str, str]]) -> dict[str, tuple[float, float]]:
+    """Returns the seconds and the CPU seconds of each stage without those of the stages in it, and of what is between
+    them."""
+    result: dict[str, tuple[float, float]] = {}
+    inside, last = ["the interpreter, flags"], (0.0, 0.0)
+    for at, cpu, kind, text in events:
+        seconds = result.get(inside[-1], (0.0, 0.0))
+        result[inside[-1]] = seconds[0] + at - last[0], seconds[1] + cpu - last[1]
+        last = at, cpu
         if kind == "begin":
             inside.append(text)
         elif kind == "end":
@@ -188,11 +192,15 @@ def main() -> None:
             statistics.median(s.cpu - base.cpu for s, base in pairs),
         )
         rows.append([name, *row, "" if name == "import" else f"{more[0]:.2f}, {more[1]:.2f}"])
+        if name in ("generate", "train"):
+            speeds = ratios([base.seconds for _, base in pairs], [each.seconds for each, _ in pairs])
+            history.record("start", ROWS[name], "tfzoo", "import of TensorFlow and Keras", speeds)
     print(markdown(["", "s", "CPU s", "more than import: s, CPU s"], rows))
     for name in {"generate", "train"} & found.keys():
-        texts = found[name][-1].phases
-        medians = {text: statistics.median(each.phases.get(text, 0.0) for each in found[name]) for text in texts}
-        print(f"\n{name}\n" + "\n".join(f"  {seconds:6.2f}  {text}" for text, seconds in medians.items()))
+        print(f"\n{name}: s, CPU s")
+        for text in found[name][-1].phases:
+            both = zip(*(each.phases.get(text, (0.0, 0.0)) for each in found[name]))
+            print("  {:6.2f} {:6.2f}  {}".format(*map(statistics.median, both), text))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,6 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
       config: the sizes.
       heads: as for page.Model.
     """
-    import tensorflow as tf
-
     from tfzoo import nn
 
     decoder_layers = config.resolved_num_decoder_layers
@@ -40,8 +38,7 @@ def lay_out(page, config: TransformerConfig, heads: Sequence[str] | None = None)
         small = dataclasses.replace(config, num_layers=2, num_decoder_layers=2 if config.num_decoder_layers else 0)
     except UserError:  # The config lists its layers individually, because they differ: lay out the full model.
         small = config
-    # In a graph, variables have shapes but no memory.
-    with tf.Graph().as_default(), nn.zero_initializers():
+    with nn.shapes_only():
         variables = page.Model(small, heads=heads).trainable_variables
     counts_by_kind: dict[tuple, list[int]] = {}
     for variable in variables:

@@ -40,6 +40,7 @@ from tfzoo.nn.mask import Mask, causal_mask, mask_bias, padding_attention_mask
 from tfzoo.nn.model import DecoderModel, EncoderDecoderModel, EncoderModel, Model, Tower
 from tfzoo.nn.position import RelativeBias, rotary_tables, rotate, sinusoidal_positions
 from tfzoo.nn.relative import RelativeAttention, TwoStreamConfig, TwoStreamStack, TwoStreamTower
+from tfzoo.nn.shapes import shapes_only
 from tfzoo.nn.stored import StoredMatrix, compiled_steps, store_weights, stored_weights
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "read",
     "rotary_tables",
     "rotate",
+    "shapes_only",
     "sinusoidal_positions",
     "zero_initializers",
 ]

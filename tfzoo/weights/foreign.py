@@ -57,7 +57,7 @@ def load(source: Source):
             f"({len(source.file):,}); config and weights must belong to the same model"
         )
     arguments = dict(heads=source.heads, num_labels=source.num_labels)
-    with tf.Graph().as_default(), nn.zero_initializers():  # Variables in a graph have shapes but no memory.
+    with nn.shapes_only():
         skeleton = page.Model(config, **arguments)
         slots, _ = _slots(source, skeleton)
         account = table.account(slots, source.file, source, source.where, naming=source.naming)

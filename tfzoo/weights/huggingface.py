@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from tfzoo import config as config_lib
@@ -132,8 +131,7 @@ def load_model(
         if modules is not None and "embed" in arguments["heads"]:
             arguments["embed"] = modules.embedding(config, file)
         table.check_layers(config, file, page, folder)
-        # Variables in a graph have shapes but no memory.
-        with tf.Graph().as_default(), nn.zero_initializers():
+        with nn.shapes_only():
             skeleton = make(config, **arguments)
             account = table.account(table.slots(page.WEIGHTS, skeleton), file, page, folder, fresh)
             _check_computed(page, skeleton, record["model_type"], file)
