@@ -96,7 +96,7 @@ class Started:
             process.communicate()
             events.seek(0)
             lines = [line for line in events.read().decode().splitlines() if line.startswith("[")]
-        self.phases = phases([*map(json.loads, lines), [self.seconds, self.cpu, "done", ""]])
+        self.phases = phases([*map(json.loads, lines), (self.seconds, self.cpu, "done", "")])
 
 
 def cpu_seconds(pid: int) -> float:
@@ -200,7 +200,8 @@ def main() -> None:
         print(f"\n{name}: s, CPU s")
         for text in found[name][-1].phases:
             both = zip(*(each.phases.get(text, (0.0, 0.0)) for each in found[name]))
-            print("  {:6.2f} {:6.2f}  {}".format(*map(statistics.median, both), text))
+            seconds, cpu = map(statistics.median, both)
+            print(f"  {seconds:6.2f} {cpu:6.2f}  {text}")
 
 
 if __name__ == "__main__":
