@@ -321,6 +321,15 @@ class CommandTest(Case):
         self.assertEqual((beside, silent), ((0, out, reason), (0, out, "")))
         self.assertEqual(helpers.run(generate, f"--model_dir={folder}", "--engine=onnx", *flags), (0, out, ""))
 
+    def test_tensorflow_is_not_imported(self):
+        _, folder = self.exported("gpt2")
+        script = (
+            "import sys; from tfzoo import cli, generate; "
+            f"code = cli.run(generate.main, generate.define_flags, ['--model_dir={folder}', '--prompt=de a']); "
+            "sys.exit(code or 'tensorflow' in sys.modules or 'keras' in sys.modules)"
+        )
+        self.assertEqual(helpers.python("-c", script, check=False).returncode, 0)
+
     def test_chat(self):
         _, folder = self.exported("gpt2")
         code, out, _ = helpers.run(generate, f"--model_dir={folder}", "--chat", "--max_new_tokens=4", stdin="de\na\n")

@@ -7,7 +7,6 @@ from typing import Any
 from tfzoo import progress
 from tfzoo.errors import UserError
 from tfzoo.model_dir import ModelDir
-from tfzoo.onnx_decoding.writer import OnnxWriter
 from tfzoo.prediction import folders
 
 ENGINES = ("auto", "tensorflow", "onnx")
@@ -37,6 +36,8 @@ def open_writer(source: ModelDir, engine: str, variant: str | None) -> Any:
             "export"
         )
     if manifest is not None:
+        from tfzoo.onnx_decoding.writer import OnnxWriter
+
         with progress.stage(f"reading {source.model_dir}"):
             writer: Any = OnnxWriter(source.folder, manifest, variant)
         reason = f"is an ONNX artifact (graphs: {variant or 'float32'})"
