@@ -89,6 +89,7 @@ class SameTextsTest(Case):
 
     def test_of_a_decoder_with_keys_and_values_in_one_buffer(self):
         self.check("gpt2", "genai", ("constrained", "sampling", "beams"))
+        self.check("llama", "genai", ("greedy", "beams"))
 
     def test_of_a_decoder_with_grouped_keys(self):
         self.check("llama", ways=("greedy", "sampling"))
