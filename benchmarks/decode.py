@@ -33,7 +33,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from side_by_side import ROOT, Worker, answer, markdown, ratio, turns
+import history
+from side_by_side import ROOT, Worker, answer, markdown, ratio, ratios, turns
 
 PROMPT, NEW, BEAMS = 32, 64, 4
 REFERENCES = ROOT / ".venv-references" / "bin" / "python"
@@ -280,6 +281,12 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
     limit = min(limits, key=lambda name: statistics.median(each[name])) if limits else None
     peers = [name for name in names if name.startswith(("kerashub", "transformers"))]
     peer = min(peers, key=lambda name: statistics.median(answers[name])) if peers else None
+    for name in names:
+        if name.startswith("tfzoo"):
+            for rival in peers:
+                history.record("decode", task, name, rival, ratios(answers[rival], answers[name]))
+            if limit:
+                history.record("decode", task, name, limit, ratios(each[limit], each[name]))
     rows = []
     for name in names:
         row = [name, f"{1000 * statistics.median(answers[name]):.0f}", f"{1000 * statistics.median(first[name]):.0f}"]

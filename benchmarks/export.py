@@ -286,13 +286,9 @@ def compare(name: str, batches: list[int], rounds: int) -> None:
             shape = f"one token after {past}" if past else f"{batch} x {LENGTH}"
             for contenders in LLAMAS.values() if llama else [DECODERS if past else ENCODERS]:
                 paths = {each: pathlib.Path(folder, file.format(batch)) for each, file in contenders.items()}
-                measure(
-                    f"{name}, {shape}",
-                    {each: path for each, path in paths.items() if path.exists()},
-                    batch,
-                    past,
-                    rounds,
-                )
+                written = {each: path for each, path in paths.items() if path.exists()}
+                title = f"{'SmolLM-135M' if llama else name}, {shape}"
+                measure(title, written, batch, past, rounds)
 
 
 def measure(title: str, paths: dict[str, pathlib.Path], batch: int, past: int, rounds: int) -> None:

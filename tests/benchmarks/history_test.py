@@ -163,6 +163,13 @@ class FileTest(unittest.TestCase):
 
 
 class RepositoryTest(unittest.TestCase):
+    def test_every_benchmark_of_make_bench_records(self):
+        recipe = (ROOT / "Makefile").read_text().partition("\nbench: $")[2].partition("\n\n")[0]
+        scripts = {word for word in recipe.split() if word.startswith("benchmarks/")} - {"benchmarks/history.py"}
+        self.assertGreater(len(scripts), 12)
+        for script in scripts:
+            self.assertIn("history.record(", (ROOT / script).read_text(), script)
+
     def test_the_page_is_that_of_the_file(self):
         self.assertEqual(history.PAGE.read_text(), history.page(history.read(history.HISTORY)))
 
