@@ -63,8 +63,9 @@ def _make_served(folder: pathlib.Path) -> None:
     for head in _HEADS:
         artifacts.export(small.model("bert", heads=[head]), small.tokenizer(), folder / head / "1", Options(16))
     tokenizer = small.byte_level_tokenizer()
-    decoder = small.model("gpt2", heads=["lm"], vocab_size=tokenizer.vocab_size)
-    artifacts.export(decoder, tokenizer, folder / "writes" / "1", Options(16))
+    for name, family in (("writes", "gpt2"), ("rewrites", "bart")):
+        model = small.model(family, heads=["lm"], vocab_size=tokenizer.vocab_size)
+        artifacts.export(model, tokenizer, folder / name / "1", Options(16, max_new_tokens=3))
 
 
 def _damage_served(folder: pathlib.Path, draw: random.Random) -> str:
@@ -89,6 +90,7 @@ def _read_served(folder: pathlib.Path) -> Any:
     """Answers texts as tfzoo.predict and as the server do."""
     import numpy as np
 
+    from tfzoo.onnx_decoding.writer import OnnxWriter
     from tfzoo.prediction import folders
     from tfzoo.serve import decoder
     from tfzoo.serve.errors import StatusError
@@ -99,12 +101,15 @@ def _read_served(folder: pathlib.Path) -> Any:
         try:
             served = Onnx("m", 1, artifact)
             if artifact.parent.name == "writes":
-                writer = decoder.Decoder(artifact)
-                read.append((writer.length, writer.ids(_TEXTS[0])))
+                continues = decoder.Decoder(artifact)
+                read.append((continues.length, continues.ids(_TEXTS[0])))
+                writer = OnnxWriter(artifact, manifest.read(artifact))
+                read.append(writer.generate_text(["of"], max_new_tokens=3))
                 continue
-            inputs = served.signatures["serving_default"].inputs
+            signature = served.signatures.get("serving_default")  # Encoder-decoders that write have none.
+            inputs = signature.inputs if signature else {}
             columns = {name: np.array([text.encode() for text in _TEXTS], object) for name in inputs}
-            if all(spec.dtype == object for spec in inputs.values()):
+            if inputs and all(spec.dtype == object for spec in inputs.values()):
                 outputs = served.run("serving_default", columns)
                 read.append({name: value.tolist() for name, value in sorted(outputs.items())})
         except StatusError as error:
@@ -121,6 +126,10 @@ _TEXTS = ("the function of a [MASK]", "")
 KINDS = {
     "artifacts": Kind(_make, _damage, _verify, modules=("tensorflow", "tfzoo.export.__main__"), slow=True),
     "served": Kind(
-        _make_served, _damage_served, _read_served, modules=("tensorflow", "tests.serve.artifacts", "onnxruntime")
+        _make_served,
+        _damage_served,
+        _read_served,
+        modules=("tensorflow", "tests.serve.artifacts", "onnxruntime"),
+        slow=True,
     ),
 }

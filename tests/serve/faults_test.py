@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tests import helpers
 from tests.helpers import PATIENCE
-from tests.serve import malformed, models
+from tests.serve import breakages, malformed, models
 from tests.serve.malformed import LENGTH, VOCAB
 from tests.serve.process import ServerProcess, wait_until
 from tfzoo.serve import messages
@@ -34,27 +34,6 @@ SEED = int(os.environ.get("TFZOO_TEST_SEED", 0))
 RUNNING, QUEUED = 2, 8
 MAX_BYTES = 2**20
 MEGABYTE = 2**20
-
-
-class Tokens(tf.Module):
-    """The sums of the embeddings of at most LENGTH ids below VOCAB."""
-
-    def __init__(self):
-        super().__init__()
-        self.words, self.positions = tf.Variable(tf.ones([VOCAB, 4])), tf.Variable(tf.ones([LENGTH, 4]))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, "token_ids")])
-    def __call__(self, token_ids):
-        positions = tf.gather(self.positions, tf.range(tf.shape(token_ids)[1]))
-        return {"sum": tf.reduce_sum(tf.gather(self.words, token_ids) + positions, [1, 2])}
-
-
-class Slow(tf.Module):
-    """Adds 1 to 0 `n` times, one after another."""
-
-    @tf.function(input_signature=[tf.TensorSpec([], tf.int32, "n")])
-    def __call__(self, n):
-        return {"sum": tf.while_loop(lambda i: i < n, lambda i: [i + 1], [0], parallel_iterations=1)[0]}
 
 
 SLOW = 20_000  # A few tenths of a second.
@@ -69,7 +48,7 @@ def setUpModule() -> None:
     global folder, server
     folder = pathlib.Path(parts.enter_context(tempfile.TemporaryDirectory())).resolve()
     models.save_all(folder)
-    for name, module in (("tokens", Tokens()), ("slow", Slow())):
+    for name, module in (("tokens", models.Tokens(VOCAB, LENGTH)), ("slow", models.Slow())):
         tf.saved_model.save(module, str(folder / name / "1"), signatures=module.__call__.get_concrete_function())
     models.save(folder / "sources" / "0", 2.0)
     models.save(folder / "sources" / "1", 3.0)
@@ -277,42 +256,6 @@ def metric(name: str, **labels: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if all(label in line for label in wanted))
 
 
-def empty_graph(path: pathlib.Path) -> None:
-    (path / "saved_model.pb").write_bytes(b"")
-
-
-def half_a_graph(path: pathlib.Path) -> None:
-    file = path / "saved_model.pb"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def random_graph(path: pathlib.Path) -> None:
-    (path / "saved_model.pb").write_bytes(os.urandom(1000))
-
-
-def no_variables(path: pathlib.Path) -> None:
-    shutil.rmtree(path / "variables")
-
-
-def half_the_variables(path: pathlib.Path) -> None:
-    os.truncate(path / "variables" / "variables.data-00000-of-00001", 4)
-
-
-def half_an_index(path: pathlib.Path) -> None:
-    file = path / "variables" / "variables.index"
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def nothing(path: pathlib.Path) -> None:
-    shutil.rmtree(path)
-    path.mkdir()
-
-
-BREAKAGES = (
-    empty_graph, half_a_graph, random_graph, no_variables, half_the_variables, half_an_index, nothing,
-)  # fmt: skip
-
-
 class SwapTest(Case):
     def check(self, swaps: int) -> None:
         """Versions are swapped while four clients ask: none of them sees it, and broken versions replace nothing."""
@@ -341,12 +284,12 @@ class SwapTest(Case):
                     failures.append(error)
 
         (current,) = server.available("swapped")
-        breakages = itertools.cycle(BREAKAGES)
+        damages = itertools.cycle(breakages.ALL)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             clients = [pool.submit(ask, function) for function in (ask_grpc, ask_http) * 2]
             try:
                 for swap in range(swaps):
-                    breakage = next(breakages) if swap % 3 == 1 else None
+                    breakage = next(damages) if swap % 3 == 1 else None
                     version = install("swapped", breakage)
                     reload(configuration(swapped=version))
                     if breakage is None:
@@ -378,7 +321,7 @@ class SwapTest(Case):
         reload(configuration())
         self.assertAllEqual(predict(predict_request("old_style", "x", [1.0]))[1], [2.5])
         self.assertEqual(server.available("old_style"), [123])
-        install("old_style", half_a_graph)
+        install("old_style", breakages.half_a_graph)
         reload(configuration())
         wait_until(lambda: is_ended("old_style", 1))
         self.assertAllEqual(predict(predict_request("old_style", "x", [1.0]))[1], [2.5])

@@ -12,10 +12,10 @@ from typing import Any
 
 import grpc
 
-from tests.helpers import PATIENCE
 from tests.serve.process import ServerProcess
 from tfzoo.serve import messages
 
+_SILENCE = 300  # Seconds; answers take milliseconds.
 VOCAB, LENGTH = 65, 16  # Of the models that read ids.
 IDS = (-1, 0, 1, VOCAB - 1, VOCAB, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63))
 # What a client or an operator did wrong, or the server's limits; everything else would be the server's fault.
@@ -359,7 +359,8 @@ def refusals(server: ServerProcess, requests: Requests, kinds: Sequence[str], tr
     """Sends malformed requests of some kinds (grpc, http, openai) in turn; returns how many had each outcome.
 
     Raises:
-      AssertionError: the server does not answer, or with an error that is its own fault.
+      AssertionError: the server does not answer, or with an error that is its own fault. If it is silent, the message
+        shows what its threads were doing.
     """
     outcomes: collections.Counter[object] = collections.Counter()
     before = server.memory()
@@ -369,15 +370,20 @@ def refusals(server: ServerProcess, requests: Requests, kinds: Sequence[str], tr
         if kind == "grpc":
             method, data = requests.grpc(number)
             try:
-                server.method(method)(data, timeout=PATIENCE)
+                server.method(method)(data, timeout=_SILENCE)
                 outcomes["OK"] += 1
             except grpc.RpcError as error:
                 code = error.code().name
+                assert code != "DEADLINE_EXCEEDED", f"{shown}: silence\n{server.stacks()}"
                 assert code in _REFUSALS, f"{shown}: {code} {error.details()}"
                 outcomes[code] += 1
         else:
-            status = server.send(*(made := getattr(requests, kind)(number)))
-            assert status is not None or not made[1], f"{shown}: no answer"
+            made, is_whole = getattr(requests, kind)(number)
+            try:
+                status = server.send(made, is_whole, _SILENCE)
+            except TimeoutError:
+                raise AssertionError(f"{shown}: silence\n{server.stacks()}") from None
+            assert status is not None or not is_whole, f"{shown}: no answer"
             assert status is None or status < 500, f"{shown}: {status}"
             outcomes[status] += 1
     grown = (server.memory("VmHWM") - before) / 2**20

@@ -48,6 +48,27 @@ class Linear(tf.Module):
         return self.slope * x + self.bias
 
 
+class Tokens(tf.Module):
+    """The sums of the embeddings of at most `length` ids below `vocab_size`; all numbers are 1."""
+
+    def __init__(self, vocab_size: int, length: int):
+        super().__init__()
+        self.words, self.positions = tf.Variable(tf.ones([vocab_size, 4])), tf.Variable(tf.ones([length, 4]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, "token_ids")])
+    def __call__(self, token_ids):
+        positions = tf.gather(self.positions, tf.range(tf.shape(token_ids)[1]))
+        return {"sum": tf.reduce_sum(tf.gather(self.words, token_ids) + positions, [1, 2])}
+
+
+class Slow(tf.Module):
+    """Adds 1 to 0 `n` times, one after another."""
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32, "n")])
+    def __call__(self, n):
+        return {"sum": tf.while_loop(lambda i: i < n, lambda i: [i + 1], [0], parallel_iterations=1)[0]}
+
+
 def save(folder: pathlib.Path, bias: float) -> None:
     """Writes a TensorFlow 2 SavedModel: half_plus_two has the bias 2, half_plus_three 3."""
     model = Linear(bias)

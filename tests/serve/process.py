@@ -38,7 +38,8 @@ class ServerProcess:
     def __init__(self, *flags: str):
         self.port, self.rest_port = free_port(), free_port()
         self._log = tempfile.TemporaryFile("w+")
-        command = [sys.executable, "-m", "tfzoo.serve", f"--port={self.port}", f"--rest_api_port={self.rest_port}"]
+        command = [sys.executable, "-X", "faulthandler", "-m", "tfzoo.serve"]
+        command += [f"--port={self.port}", f"--rest_api_port={self.rest_port}"]
         self.process = subprocess.Popen(
             [*command, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=self._log,
             env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
@@ -69,17 +70,18 @@ class ServerProcess:
         """Returns a gRPC method of bytes, such as PredictionService/Predict."""
         return self.channel.unary_unary(f"/tensorflow.serving.{path}")
 
-    def send(self, data: bytes, is_whole: bool = True) -> int | None:
+    def send(self, data: bytes, is_whole: bool = True, timeout: float = PATIENCE) -> int | None:
         """Sends bytes to the HTTP port, over a connection of their own.
 
         Args:
           data: what is sent.
           is_whole: whether it is a complete request; otherwise, the client ends its side of the connection.
+          timeout: seconds without anything from the server after which a TimeoutError is raised.
 
         Returns:
           The status of the answer, or None if there is none.
         """
-        with socket.create_connection(("127.0.0.1", self.rest_port), timeout=PATIENCE) as connection:
+        with socket.create_connection(("127.0.0.1", self.rest_port), timeout=timeout) as connection:
             try:
                 connection.sendall(data)
                 if not is_whole:
@@ -102,6 +104,12 @@ class ServerProcess:
         """Returns what the process has written to stderr so far."""
         self._log.seek(0)
         return self._log.read()
+
+    def stacks(self) -> str:
+        """Ends a server that does not answer, and returns what it wrote, last what its threads were doing."""
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait()
+        return self.log()[-10_000:]
 
     def memory(self, field: str = "VmRSS") -> int:
         """Returns the bytes of memory in use, or at most in use so far (VmHWM)."""
