@@ -40,7 +40,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import mmap
 import pathlib
 import re
 import signal
@@ -426,8 +425,6 @@ def onnx_messages(path):
 
     The file is parsed here because verify.py does not require the package onnx.
     """
-    with open(path, "rb") as file:  # Mapped: only a small part of it is read.
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
     def messages(message, begin, end, depth):
         values = {}
@@ -441,10 +438,30 @@ def onnx_messages(path):
                 values[inner] = data[first:last]  # The last one counts.
         yield message, values
 
-    try:
-        yield from messages("model", 0, len(data), 0)
-    except Failure as failure:
-        raise Failure(f"{path.name}: {failure}") from None
+    with open(path, "rb") as file:
+        data = Blocks(file)
+        try:
+            yield from messages("model", 0, path.stat().st_size, 0)
+        except Failure as failure:
+            raise Failure(f"{path.name}: {failure}") from None
+
+
+class Blocks:
+    """The bytes of a file, which is read in blocks where they are asked for. Weights are passed over."""
+
+    SIZE = 2**16
+
+    def __init__(self, file):
+        self.file, self.begin, self.block = file, 0, b""
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            self.file.seek(at.start)
+            return self.file.read(at.stop - at.start)
+        if not 0 <= at - self.begin < len(self.block):
+            self.file.seek(at)
+            self.begin, self.block = at, self.file.read(self.SIZE)
+        return self.block[at - self.begin]
 
 
 def fields(data, at, end, what="an ONNX file"):
