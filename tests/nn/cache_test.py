@@ -5,9 +5,11 @@ import tensorflow as tf
 
 from tests.helpers import noisy_model
 from tfzoo import nn
+from tfzoo.nn.attention import LONG, causal_attention
 
 TINY = dict(vocab_size=23, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=24, max_positions=32)
 PROMPT, ROOM = 5, 6
+SHAPES = [tf.TensorSpec([None, heads, None, size]) for heads, size in ((4, 4), (2, 4), (2, 4), (None, None))]
 
 
 def build(name, **overrides):
@@ -94,6 +96,26 @@ class CacheTest(tf.test.TestCase):
         bias = tf.constant(random.normal(size=(2, 1, 3, 5)), tf.float32)
         expected = nn.dot_product_attention(query, *(tf.repeat(x, 3, axis=1) for x in (key, value)), bias)
         self.assertAllClose(nn.cached_attention(query, key, value, bias), expected, 1e-6, 1e-6)
+
+    def test_long_causal_texts_are_computed_in_parts(self):
+        random = np.random.default_rng(0)
+        for length, past, window in ((LONG + 7, 0, 0), (LONG + 1, 3, 90), (5, 2, 0)):
+            query, key, value = (
+                random.normal(size=(2, heads, n, 4)).astype(np.float32)
+                for heads, n in ((4, length), (2, length + past), (2, length + past))
+            )
+            real = np.ones((2, length + past), bool)
+            real[1, : length // 2] = False
+            mask = nn.Mask(tf.constant(real), causal=True, window=window).fold(length, length + past, "float32")
+            key4, value4 = (np.repeat(x, 2, 1).astype(np.float64) for x in (key, value))
+            scores = query.astype(np.float64) @ key4.swapaxes(2, 3) / 2 + mask.bias.numpy()
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            expected = weights / weights.sum(-1, keepdims=True) @ value4
+            sees = real[:, past:] if not window else real[:, past:] & real[:, :length]  # Others attend to nothing.
+            for run in (causal_attention, tf.function(causal_attention, SHAPES, autograph=False)):
+                actual = run(*map(tf.constant, (query, key, value)), mask.bias).numpy()
+                for row in range(2):
+                    self.assertAllClose(actual[row][:, sees[row]], expected[row][:, sees[row]], 1e-5, 1e-6)
 
 
 if __name__ == "__main__":

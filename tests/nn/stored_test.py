@@ -8,6 +8,7 @@ import tfzoo
 from tests.helpers import noisy_model, op_by_op, temporary_folder
 from tfzoo import nn
 from tfzoo.errors import UserError
+from tfzoo.nn.stored import EXACT
 
 TINY = dict(vocab_size=23, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=24)
 IDS = np.array([[3, 9, 5, 1], [7, 7, 2, 22]])
@@ -74,6 +75,24 @@ class StoredTest(tf.test.TestCase):
             for rows in (1, 3, 9):  # Each count uses a different branch.
                 x = np.random.default_rng(rows).normal(size=(rows, 5)).astype(np.float32)
                 self.assertAllClose(product(tf.constant(x)), x @ rounded(matrix, dtype).T, 1e-5, 1e-5)
+
+    def test_products_of_a_decoding_step_round_to_bfloat16_except_the_largest_logits(self):
+        random = np.random.default_rng(0)
+        matrix, x = (random.normal(size=size).astype(np.float32) for size in ((300, 40), (2, 40)))
+        stored = nn.StoredMatrix(matrix, "bfloat16")
+        with nn.few_rows():
+            product, logits = stored.product(tf.constant(x)).numpy(), stored.product(tf.constant(x), True).numpy()
+        weights = rounded(matrix, "bfloat16").astype(np.float64)
+        narrow = rounded(x, "bfloat16") @ weights.T
+        self.assertAllClose(product, narrow, 2.0**-8, 1e-5)
+        self.assertAllEqual(product, rounded(product, "bfloat16"))
+        expected = x @ weights.T
+        largest = np.argsort(product, -1)[:, -EXACT:]
+        exact = np.zeros(product.shape, bool)
+        np.put_along_axis(exact, largest, True, -1)
+        self.assertAllClose(logits[exact], expected[exact], 1e-5, 1e-5)
+        self.assertAllEqual(logits[~exact], product[~exact])
+        self.assertAllEqual(logits.argmax(-1), expected.argmax(-1))
 
     def test_a_row_of_zeros_stays_one(self):
         matrix = np.array([[0.0, 0.0], [1.0, -2.0]], np.float32)

@@ -5,6 +5,8 @@ import math
 import tensorflow as tf
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+# Logits divided by a lower temperature would not be finite; the likeliest token has all the weight long before.
+COLD = 1e-30
 
 
 def threefry(keys, counters):
@@ -81,13 +83,17 @@ def filter_logits(logits, rows, least: int = 1):
     top = tf.reduce_max(logits, -1, keepdims=True)
     if "temperature" in rows:
         heat = rows["temperature"]
-        # Logits divided by less would not be finite; the likeliest token has all the weight long before.
-        greedy = heat < 1e-30
+        greedy = heat < COLD
         logits = tf.where(greedy, tf.where(logits >= top, logits, -math.inf), logits / tf.where(greedy, 1.0, heat))
         top = tf.reduce_max(logits, -1, keepdims=True)
     if "top_k" in rows or "top_p" in rows:
-        smallest = _smallest(logits, rows.get("top_k"), rows.get("top_p"), least)
-        logits = tf.where(logits >= smallest, logits, -math.inf)
+        logits = tf.cond(
+            _excludes(rows),
+            lambda: tf.where(
+                logits >= _smallest(logits, rows.get("top_k"), rows.get("top_p"), least), logits, -math.inf
+            ),
+            lambda: logits,
+        )
     if "min_p" in rows:
         kept = logits - top >= tf.math.log(rows["min_p"])
         if least > 1:
@@ -109,6 +115,18 @@ def _cutoff(logits, limit, by_entropy: bool, least):
         limit = tf.minimum(limit, tf.sqrt(limit) * tf.exp(-entropy))
     kept = (weights >= limit) | (logits >= tf.math.top_k(logits, min(least, logits.shape[-1]))[0][:, -1:])
     return tf.where(kept, logits, -math.inf)
+
+
+def _excludes(rows):
+    """Returns whether top_k or top_p excludes tokens in any row; if not, the vocabulary need not be sorted."""
+    some = tf.constant(False)
+    if "top_k" in rows:
+        some |= rows["top_k"] > 0
+    if "top_p" in rows:
+        some |= rows["top_p"] < 1
+    if "temperature" in rows:  # The likeliest token alone is kept already.
+        some &= rows["temperature"] >= COLD
+    return tf.reduce_any(some)
 
 
 def _smallest(logits, top_k, top_p, least):

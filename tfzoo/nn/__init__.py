@@ -11,6 +11,8 @@ from tfzoo.nn.basic import (
     LayerNorm,
     RMSNorm,
     activation,
+    compiled_steps,
+    few_rows,
     make_initializer,
     make_norm,
     merged_variables,
@@ -41,7 +43,7 @@ from tfzoo.nn.model import DecoderModel, EncoderDecoderModel, EncoderModel, Mode
 from tfzoo.nn.position import RelativeBias, rotary_tables, rotate, sinusoidal_positions
 from tfzoo.nn.relative import RelativeAttention, TwoStreamConfig, TwoStreamStack, TwoStreamTower
 from tfzoo.nn.shapes import shapes_only
-from tfzoo.nn.stored import StoredMatrix, compiled_steps, store_weights, stored_weights
+from tfzoo.nn.stored import StoredMatrix, store_weights, stored_weights
 
 __all__ = [
     "LSHAttention",
@@ -66,6 +68,7 @@ __all__ = [
     "FullAttention",
     "StoredMatrix",
     "compiled_steps",
+    "few_rows",
     "store_weights",
     "stored_weights",
     "LMHead",

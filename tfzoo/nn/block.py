@@ -6,7 +6,7 @@ from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.attention import Attention
-from tfzoo.nn.basic import Dense, Dropout, activation, make_initializer, make_norm, recomputed
+from tfzoo.nn.basic import Dense, Dropout, activation, few_rows, make_initializer, make_norm, recomputed
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import Mask
 from tfzoo.nn.position import RelativeBias, rotary_tables
@@ -200,7 +200,8 @@ class Stack(Layer):
         """
         shape = ops.shape(x)
         length = shape[1]
-        if cache is not None and cache.filled:
+        filled = cache is not None and cache.filled
+        if filled:
             masking = self._step_masking(position_ids, attention_mask, cache, x.dtype)
             memory_masking = cache.memory_masking
         else:
@@ -219,12 +220,13 @@ class Stack(Layer):
         # One token per row: without reshapes in between, TensorFlow fuses the residual sum with the matrix product.
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
-        for i, block in enumerate(self.blocks):
-            if self.remat and training and cache is None:
-                x = _recomputed_block(block, x, **shared)
-                continue
-            caches = {} if cache is None else dict(cache=cache.layers[i], cross_cache=cache.cross[i])
-            x = block(x, **shared, **caches, training=training)
+        with few_rows(filled):
+            for i, block in enumerate(self.blocks):
+                if self.remat and training and cache is None:
+                    x = _recomputed_block(block, x, **shared)
+                    continue
+                caches = {} if cache is None else dict(cache=cache.layers[i], cross_cache=cache.cross[i])
+                x = block(x, **shared, **caches, training=training)
         return ops.reshape(x if self.norm is None else self.norm(x), shape)
 
     def _step_masking(self, position_ids, attention_mask, cache, dtype):

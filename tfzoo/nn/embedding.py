@@ -44,7 +44,7 @@ class TokenEmbedding(Layer):
         shape = ops.shape(x)
         flat = ops.reshape(ops.cast(x, self.compute_dtype), (-1, self.hidden_size))
         if self.stored is not None:
-            logits = self.stored.product(flat)
+            logits = self.stored.product(flat, logits=True)
         elif self._product is not None:
             logits = self._product(flat)
         else:

@@ -257,6 +257,7 @@ class LMHead(Layer):
         self.dense = None
         if not config.tie_embeddings:
             self.dense = _dense(self, config, config.vocab_size, "dense", use_bias=False)
+            self.dense.computes_logits = True
 
     def build(self, input_shape):
         self.output_shape = (*input_shape[:-1], self.embedding.vocab_size)

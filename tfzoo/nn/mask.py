@@ -60,6 +60,8 @@ class Mask:
     bias: Any = None  # Additive [1 or B, 1 or H, L, M].
     causal: bool = False  # Query i of L attends to keys up to i + (M - L).
     window: int = 0  # If above 0, only to the last `window` of those.
+    # Whether the bias excludes all keys that `causal` would exclude.
+    folded_causal: bool = dataclasses.field(default=False, compare=False)
 
     def fold(self, query_length, key_length, dtype) -> "Mask":
         """Returns the mask as one additive bias (None if everything is allowed), which a stack's layers can share."""
@@ -74,4 +76,4 @@ class Mask:
         if allowed is not None:
             masked = mask_bias(allowed, dtype)
             bias = masked if bias is None else bias + masked
-        return Mask(bias=bias)
+        return Mask(bias=bias, folded_causal=self.causal or self.folded_causal)

@@ -1,24 +1,21 @@
 """Weight matrices stored in fewer bytes than float32, for inference: bfloat16, or int8 with one scale per row."""
 
-import contextlib
-import contextvars
-
 import keras
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from tfzoo.errors import UserError
-from tfzoo.nn.basic import Dense, read
+from tfzoo.nn.basic import Dense, apart, has_few_rows, is_compiled, read
 from tfzoo.nn.embedding import TokenEmbedding
 
 DTYPES = ("float32", "bfloat16", "int8")
 FEW = 8  # Number of rows up to which XLA is faster row by row (two cores, GPT-2's output matrix).
-_compiled = contextvars.ContextVar("compiled", default=False)
+EXACT = 64  # The number of largest logits that are rounded as little as weights permit.
 
 
 class StoredMatrix(keras.layers.Layer):
-    """A matrix [O, I] stored as `dtype`. It is read as float32, and products are accumulated in float32.
+    """A matrix [O, I] stored as `dtype`, whose products are accumulated in float32.
 
     int8: a row is its values, from -127 to 127, times the row's float32 scale; the value of largest magnitude is exact.
     """
@@ -41,10 +38,23 @@ class StoredMatrix(keras.layers.Layer):
         variable.assign(array)
         return variable
 
-    def product(self, x):
-        """Returns x [N, I] times the transposed matrix, [N, O]."""
-        values, x32 = read(self.values), tf.cast(x, tf.float32)
-        if _compiled.get():  # XLA knows the shapes at compile time and compiles only one branch.
+    def product(self, x, logits: bool = False):
+        """Returns x [N, I] times the transposed matrix, [N, O].
+
+        Sums are accumulated in float32. In a decoding step that XLA does not compile, bfloat16 is multiplied by
+        bfloat16, which rounds x and the result to 8 bits of precision.
+
+        Args:
+          x: [N, I].
+          logits: whether the EXACT largest results of each row are then computed again without that rounding.
+        """
+        values = read(self.values)
+        if has_few_rows() and not is_compiled() and values.dtype == tf.bfloat16:
+            product = tf.matmul(tf.cast(x, tf.bfloat16), values, transpose_b=True)
+            product = tf.cast(product, x.dtype)
+            return self._exact(x, product) if logits else product
+        x32 = tf.cast(x, tf.float32)
+        if is_compiled():  # XLA knows the shapes at compile time and compiles only one branch.
             branches = [lambda: _product(x32, values), lambda: _row(x32, values), lambda: _rows(x32, values)]
             count = tf.shape(x)[0]
             product = tf.switch_case(tf.where(count == 1, 1, tf.where(count <= FEW, 2, 0)), branches)
@@ -52,9 +62,21 @@ class StoredMatrix(keras.layers.Layer):
             product = _product(x32, values)
         return tf.cast(product if self.scales is None else product * read(self.scales), x.dtype)
 
+    def _exact(self, x, product):
+        """Returns product [N, O] with the EXACT largest values of each row replaced by unrounded ones."""
+        count = min(EXACT, product.shape[1])
+        places = tf.math.top_k(product, count, sorted=False)[1]
+        rows = tf.cast(self.rows(places), x.dtype)  # [N, EXACT, I]
+        exact = tf.reduce_sum(rows * x[:, None], -1)
+        indices = tf.stack([tf.broadcast_to(tf.range(tf.shape(x)[0])[:, None], tf.shape(places)), places], -1)
+        return tf.tensor_scatter_nd_update(product, indices, exact)
+
     def rows(self, ids):
         """Returns the rows [..., I], float32, of ids int [...]."""
-        rows = tf.cast(tf.gather(read(self.values), ids), tf.float32)
+        values = read(self.values)
+        if is_compiled() and has_few_rows():  # As in _row.
+            values, ids = apart(values, ids)
+        rows = tf.cast(tf.gather(values, ids), tf.float32)
         return rows if self.scales is None else rows * tf.gather(read(self.scales), ids)[..., None]
 
 
@@ -64,28 +86,12 @@ def _product(x, values):
 
 def _row(x, values):
     """Returns the product of one row, for which XLA reads values as stored and casts them on the fly."""
-    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # Works only under XLA and is not part of the public API.
-
     # Without a barrier that depends on the loop's input, XLA would cast the values once before a decoding loop.
-    return _product(*gen_xla_ops.xla_optimization_barrier([x, values]))
+    return _product(*apart(x, values))
 
 
 def _rows(x, values):
     return tf.map_fn(lambda row: _row(row[None], values)[0], x)
-
-
-@contextlib.contextmanager
-def compiled_steps(jit_compile: bool):
-    """Prepares products inside the context for a loop that XLA compiles.
-
-    Args:
-      jit_compile: if False, the context changes nothing.
-    """
-    token = _compiled.set(jit_compile)
-    try:
-        yield
-    finally:
-        _compiled.reset(token)
 
 
 def store_weights(model: keras.Model, dtype: str) -> None:
