@@ -36,7 +36,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from tfzoo.text import cache, load, training
 from tfzoo.text.byte_level import ByteLevelBPE
-from tfzoo.text.sentencepiece import SentencePiece, _parse
+from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.sentencepiece_proto import parse
 from tfzoo.text.wordpiece import WordPiece
 
 MAX_CHARACTERS = 500_000
@@ -91,7 +92,7 @@ def contenders(training_texts: list[str]) -> dict[str, tuple[tf.Module, tokenize
     bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
     # The conversion of spiece.model in transformers.
-    proto = _parse(model, "model")
+    proto = parse(model, "model")
     pieces = [(piece.piece.decode(), piece.score) for piece in proto.pieces]
     unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == 2)
     t5 = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=unknown))

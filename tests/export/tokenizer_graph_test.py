@@ -21,7 +21,7 @@ from tfzoo import models
 from tfzoo.errors import UserError
 from tfzoo.export import golden, tokenizer_files, tokenizer_graph, verify
 from tfzoo.export.answers import Options
-from tfzoo.text import framing, sentencepiece, training
+from tfzoo.text import framing, sentencepiece_proto, training
 from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.characters import Characters
 from tfzoo.text.sentencepiece import SentencePiece
@@ -203,7 +203,7 @@ class TokenizerGraphTest(tf.test.TestCase):
 
 def xlm_roberta(model: bytes) -> bytes:
     """Returns a model whose first pieces are <unk> <s> </s>, as in XLM-R; in T5 they are <pad> </s> <unk>."""
-    proto = sentencepiece._model_proto()()
+    proto = sentencepiece_proto.message_type()()
     proto.ParseFromString(model)
     for piece, (text, kind) in zip(proto.pieces, ((b"<unk>", 2), (b"<s>", 3), (b"</s>", 3))):
         piece.piece, piece.type = text, kind

@@ -17,7 +17,9 @@ from tests.helpers import temporary_folder
 from tests.text.varied import SENTENCES, SPECIALS, lines
 from tfzoo.errors import UserError
 from tfzoo.text import load, training
-from tfzoo.text.sentencepiece import KINDS, SentencePiece, _model_proto
+from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.sentencepiece_files import KINDS
+from tfzoo.text.sentencepiece_proto import message_type
 
 
 def clean(text: str, lowercase: bool, keep_accents: bool) -> str:
@@ -290,7 +292,7 @@ class ModelFileTest(tf.test.TestCase):
         }  # fmt: skip
 
     def changed(self, change) -> bytes:
-        proto = _model_proto()()
+        proto = message_type()()
         proto.ParseFromString(self.model)
         change(proto)
         return proto.SerializeToString()
@@ -445,7 +447,7 @@ class ModelFileTest(tf.test.TestCase):
 
     def test_a_model_truncated_anywhere_is_rejected(self):
         rng = random.Random(5)
-        proto = _model_proto()()
+        proto = message_type()()
         proto.ParseFromString(self.model)
         for size in [len(self.model) - 1, 1, 2, 3, *rng.sample(range(len(self.model)), 60), *range(4000, 4040)]:
             with self.assertRaises(UserError):

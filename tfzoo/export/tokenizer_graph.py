@@ -28,7 +28,8 @@ from tfzoo.text.byte_level import ByteLevelBPE
 from tfzoo.text.framing import PAIR, TEXT, Frame
 from tfzoo.text.lines import LINES
 from tfzoo.text.reader import pad_id
-from tfzoo.text.sentencepiece import KINDS, SentencePiece
+from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.sentencepiece_files import KINDS
 
 NAME = "tokenizer.onnx"
 _EXTENSIONS = "ai.onnx.contrib"

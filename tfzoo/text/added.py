@@ -15,28 +15,7 @@ import tensorflow as tf
 from tfzoo.errors import UserError
 from tfzoo.text.components.patterns import RUST_WORD
 from tfzoo.text.pieces import BORDER, SPACE, Pieces, alternate, characters, literal
-
-
-@dataclasses.dataclass(frozen=True)
-class AddedToken:
-    """A token that is matched in a text.
-
-    Attributes:
-      content: the token's text.
-      id: the token's id.
-      special: whether the token does not represent text.
-      lstrip, rstrip: whether a match includes the white space before, or after, the token.
-      single_word: whether the token is not matched within a word.
-      normalized: whether the token is matched in the normalised text, not in the original.
-    """
-
-    content: str
-    id: int
-    special: bool = True
-    lstrip: bool = False
-    rstrip: bool = False
-    single_word: bool = False
-    normalized: bool = False
+from tfzoo.text.token_files import AddedToken
 
 
 def check(special: Sequence[str], known: Mapping[str, int]) -> None:

@@ -33,7 +33,6 @@ import tensorflow_text as tf_text
 
 from tfzoo.errors import UserError
 from tfzoo.text import byte_level_files
-from tfzoo.text.added import AddedToken
 from tfzoo.text.byte_level_files import USUAL
 from tfzoo.text.byte_level_model import (
     BYTES,
@@ -51,6 +50,7 @@ from tfzoo.text.components import pre_tokenizers
 from tfzoo.text.components.patterns import LOOKAHEAD
 from tfzoo.text.pieces import SPACE, Pieces
 from tfzoo.text.settings import ROLES, SPLIT_PATTERNS
+from tfzoo.text.token_files import AddedToken
 from tfzoo.text.tokenizer import Tokenizer, join, regroup, sentencepiece_op, valid_utf8
 
 _SPACE_BUT_LINE_ENDS = SPACE.replace(r"\t-\r", r"\t\x{b}\x{c}")

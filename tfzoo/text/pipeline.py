@@ -13,9 +13,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfzoo.text.added import AddedToken
 from tfzoo.text.components import decoders, normalizers, pre_tokenizers, word_models
 from tfzoo.text.pieces import Pieces
+from tfzoo.text.token_files import AddedToken
 from tfzoo.text.tokenizer import VALID_UTF8, Tokenizer, regroup, valid_utf8
 
 _FIELDS = ("normalizer", "pre_tokenizer", "model", "decoder")

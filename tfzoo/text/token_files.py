@@ -1,21 +1,68 @@
 """The added tokens and the roles of tokens that a folder's files declare.
 
-The files are tokenizer.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+The files are tokenizer.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json. Does not import
+TensorFlow.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tfzoo import json_files
 from tfzoo.errors import UserError
 from tfzoo.json_files import show
 from tfzoo.text import settings
-from tfzoo.text.added import AddedToken
 from tfzoo.text.settings import CONFIG_FILE, ROLES, TOKENIZER_FILE
 
 MAP_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """A token that is matched in a text.
+
+    Attributes:
+      content: the token's text.
+      id: the token's id.
+      special: whether the token does not represent text.
+      lstrip, rstrip: whether a match includes the white space before, or after, the token.
+      single_word: whether the token is not matched within a word.
+      normalized: whether the token is matched in the normalised text, not in the original.
+    """
+
+    content: str
+    id: int
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+def special_ids(
+    vocab: Sequence[str], ids: Iterable[int], role_ids: Mapping[str, int], added: Iterable[AddedToken]
+) -> tuple[int, ...]:
+    """Returns the sorted ids of the tokens that do not represent text.
+
+    Args:
+      vocab: `vocab[i]` is the text of token i, "" if no token has id i.
+      ids: ids of such tokens that are neither among the roles nor among the added tokens.
+      role_ids: role -> id.
+      added: the added tokens.
+    """
+    gaps = [i for i, token in enumerate(vocab) if not token] if "" in vocab else []
+    return tuple(sorted({*ids, *role_ids.values(), *(token.id for token in added if token.special), *gaps}))
+
+
+def dropped_ids(special: Iterable[int], role_ids: Mapping[str, int]) -> set[int]:
+    """Returns the special tokens that detokenization drops.
+
+    These are all but the tokens whose only roles are those for unknown and masked words. GPT-2's <|endoftext|> is the
+    unknown token but also ends texts, so it is dropped.
+    """
+    others = {i for role, i in role_ids.items() if role not in ("unknown", "mask")}
+    return {*special} - ({role_ids.get("unknown"), role_ids.get("mask")} - others)
 
 
 def added_tokens(

@@ -14,10 +14,10 @@ from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from tfzoo import files, progress
 from tfzoo.errors import UserError
-from tfzoo.text import added, batch, settings, template
-from tfzoo.text.added import AddedToken
+from tfzoo.text import added, batch, settings, template, token_files
 from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
+from tfzoo.text.token_files import AddedToken
 
 VALID_UTF8 = r"[\x{0}-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 
@@ -66,9 +66,7 @@ class Tokenizer(tf.Module):
         # tf.Module would wrap lists and dicts and track their contents, but not arrays and tuples of data.
         self._vocab = np.array(vocab, dtype=object)
         self._role_ids = tuple(role_ids.items())
-        gaps = [i for i, token in enumerate(vocab) if not token] if "" in vocab else []
-        names_no_text = [token.id for token in added_tokens if token.special]
-        self._special = tuple(sorted({*special_ids, *role_ids.values(), *names_no_text, *gaps}))
+        self._special = token_files.special_ids(vocab, special_ids, role_ids, added_tokens)
         self._added = tuple(added_tokens)
         self._files: tuple[tuple[str, bytes], ...] = ()
 
@@ -257,13 +255,8 @@ class Tokenizer(tf.Module):
         return {self._vocab[i]: i for i in self._special if self._vocab[i]}
 
     def _dropped(self) -> set[int]:
-        """Returns the special tokens that detokenization drops.
-
-        These are all but the tokens whose only roles are those for unknown and masked words. GPT-2's <|endoftext|> is
-        the unknown token but also ends texts, so it is dropped.
-        """
-        others = {i for role, i in self._role_ids if role not in ("unknown", "mask")}
-        return {*self._special} - ({self.unknown_id, self.mask_id} - others)
+        """Returns the special tokens that detokenization drops."""
+        return token_files.dropped_ids(self._special, dict(self._role_ids))
 
 
 def _around(pieces: Pieces, tokens: Sequence[AddedToken], encode: Callable[[Pieces], tuple]) -> tuple:

@@ -23,11 +23,11 @@ from tensorflow_text.core.pybinds import pywrap_fast_wordpiece_tokenizer_model_b
 from tfzoo import files
 from tfzoo.errors import UserError
 from tfzoo.text import cache, settings
-from tfzoo.text.added import AddedToken
 from tfzoo.text.components.decoders import clean_up
 from tfzoo.text.components.normalizers import BERT_DELETED, BERT_SPACES
 from tfzoo.text.pieces import Pieces
 from tfzoo.text.settings import CONFIG_FILE, ROLES, TOKENIZER_FILE
+from tfzoo.text.token_files import AddedToken
 from tfzoo.text.tokenizer import Tokenizer, join
 
 VOCAB_FILE = "vocab.txt"
