@@ -283,9 +283,10 @@ class _Answering:
 
     def _record(self, row: Row, answer: dict[str, Any]) -> dict[str, Any]:
         """Returns a line of the output: the fields of the row, and its answer."""
-        if "error" in answer and not row.error:  # An artifact refuses long texts.
+        if "error" in answer and not row.error:  # The model refuses the text.
             if self._config.bad_rows == "strict":
-                raise UserError(f"{row.where}: {answer['error']}; shorten it, or add --bad_rows=skip")
+                remedy = "shorten it" if "truncated" in answer else "correct it"
+                raise UserError(f"{row.where}: {answer['error']}; {remedy}, or add --bad_rows=skip")
             answer = {"error": f"{row.where}: {answer['error']}"}
         kept = dict(row.fields)
         if not self._config.keep_texts:

@@ -59,9 +59,14 @@ def _make_served(folder: pathlib.Path) -> None:
     from tests.export import small
     from tests.serve import artifacts
     from tfzoo.export.answers import Options
+    from tfzoo.text import training
+    from tfzoo.text.sentencepiece import SentencePiece
 
     for head in _HEADS:
         artifacts.export(small.model("bert", heads=[head]), small.tokenizer(), folder / head / "1", Options(16))
+    pieces = SentencePiece(training.train_sentencepiece(_SENTENCES, 60))
+    model = small.model("bert", heads=["tag"], vocab_size=pieces.vocab_size)
+    artifacts.export(model, pieces, folder / "pieces" / "1", Options(16))
     tokenizer = small.byte_level_tokenizer()
     for name, family in (("writes", "gpt2"), ("rewrites", "bart")):
         model = small.model(family, heads=["lm"], vocab_size=tokenizer.vocab_size)
@@ -72,7 +77,7 @@ def _damage_served(folder: pathlib.Path, draw: random.Random) -> str:
     """Damages the manifest or a file of the tokenizer, mostly with correct checksums; the graph is a program."""
     artifact = one_of(folder, draw) / "1"
     stated = json.loads((artifact / manifest.NAME).read_text())
-    damaged = draw.choice([artifact / manifest.NAME, *sorted((artifact / "tokenizer").glob("*.json"))])
+    damaged = draw.choice([artifact / manifest.NAME, *sorted((artifact / "tokenizer").iterdir())])
     damage = f"{artifact.parent.name}: {damage_file(damaged, draw)}"
     if draw.random() < 0.9:
         try:
@@ -121,6 +126,7 @@ def _read_served(folder: pathlib.Path) -> Any:
     return repr(read)
 
 
+_SENTENCES = ["the function of a text", "a text of the function", "texts and functions"] * 9
 _HEADS = ("classify", "tag", "span", "lm", "embed")
 _TEXTS = ("the function of a [MASK]", "")
 KINDS = {

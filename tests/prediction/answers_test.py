@@ -5,6 +5,7 @@ import unittest
 import numpy as np
 
 from tfzoo.prediction import answers
+from tfzoo.text import marked
 
 
 class AnswersTest(unittest.TestCase):
@@ -64,8 +65,14 @@ class AnswersTest(unittest.TestCase):
         self.assertEqual(answers.records(outputs), [expected])
 
     def test_a_refused_row_has_only_the_reason(self):
-        outputs = {"value": np.zeros(2), "error": np.array([b"", b"too long"]), "truncated": np.array([False, True])}
-        self.assertEqual(answers.records(outputs), [{"value": 0.0}, {"truncated": True, "error": "too long"}])
+        errors = ["", answers.too_long(9), marked.UNMARKED]
+        outputs = {"value": np.zeros(3), "error": np.array([error.encode() for error in errors])}
+        wanted = [
+            {"value": 0.0},
+            {"truncated": True, "error": "the text is longer than 9 tokens"},
+            {"error": errors[2]},
+        ]
+        self.assertEqual(answers.records(outputs | {"truncated": np.zeros(3, bool)}), wanted)
 
     def test_averages(self):
         one, other = answers.classified(["a", "b"], [0.8, 0.2]), answers.classified(["a", "b"], [0.1, 0.9])

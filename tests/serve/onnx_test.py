@@ -79,6 +79,12 @@ class GraphTest(unittest.TestCase):
             ("manifest.json: prompt_tokens is -1", {"prompt_tokens": -1}),
             ("manifest.json: decoder_start_token_id is 4294967296", {"decoder_start_token_id": 2**32}),
             ("generation: eos_token_id is 'x'", {"generation": {"eos_token_id": "x"}}),
+            ("frame: id is -1, not a whole number from 0", {"frame": [{"id": -1, "segment": 0}]}),
+            ("frame: has no segment", {"frame": [{"id": 1}]}),
+            ("frame: .* is not an id or a text", {"frame": [{"segment": 0}]}),
+            ("frame: text is 'x'", {"frame": [{"text": "x", "segment": 0}]}),
+            ("manifest.json: markers is '.'", {"markers": "$"}),
+            ("tokenizer: fingerprint is 3", {"tokenizer": {"fingerprint": 3}}),
             ("signatures: model has no inputs", {"signatures": {"model": signature | {"inputs": {}}}}),
         ):  # fmt: skip
             with self.subTest(message):
@@ -91,6 +97,8 @@ class GraphTest(unittest.TestCase):
         # What the types do not say.
         for message, changes in (
             ("has no labels", {"labels": []}),
+            ("frame does not fit to texts", {"frame": onnx_folders.FRAME[:1]}),
+            ("frame does not fit to texts", {"frame": onnx_folders.FRAME, "options": options | {"sequence_length": 2}}),
             ("its tokenizer has 7 tokens, more than the model's 6", {"model": model | {"config": {"vocab_size": 6}}}),
         ):  # fmt: skip
             manifest.write(self.folder, whole | changes)
@@ -193,9 +201,17 @@ from tfzoo.serve import __main__
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.metrics import Metrics
 model = Loader(Metrics())("films", 1, pathlib.Path(sys.argv[1]))
-print(sorted(model.signatures), "tensorflow" in sys.modules)"""
-        done = python("-c", code, self.folder / "1")
-        self.assertEqual(done.stdout, "['classify', 'regress', 'serving_default', 'tokens'] False\n")
+texts = [b"GOOD film", b"bad", b"", b"film " * 9]
+values = model.run("serving_default", {"text": np.array(texts, object)})
+print(sorted(model.signatures), "tensorflow" in sys.modules, values["scores"].tolist(), values["truncated"].tolist())"""
+        onnx_folders.save_classifier(self.folder / "sentencepiece", sentencepiece=True)
+        for name, first in (("1", "GOOD film"), ("sentencepiece", "good film")):
+            done = python("-c", f"import numpy as np\n{code}", self.folder / name)
+            start = "['classify', 'regress', 'serving_default', 'tokens'] False "
+            self.assertTrue(done.stdout.startswith(start), done.stdout)
+            scores, truncated = json.loads(f"[{done.stdout.removeprefix(start).lower().replace('] [', '], [')}]")
+            np.testing.assert_allclose(scores, onnx_folders.expected(first, "bad", "", "film " * 9), atol=1e-6)
+            self.assertEqual(truncated, [False, False, False, True])
 
 
 if __name__ == "__main__":

@@ -29,11 +29,15 @@ _FIELDS: Fields = {
     "model": Field(dict, required=True),
     "options": Field(dict, required=True),
     "texts": _STRINGS,
+    "frame": Field(list, items=Field(dict), null=False),
+    "markers": _STRINGS,
+    "further_inputs": _STRINGS,
     "labels": _STRINGS,
     "problem_type": Field(
         str, choices=("single_label_classification", "multi_label_classification", "regression"), null=False
     ),
     "no_answer_threshold": Field(float),
+    "tokenizer": Field(dict, null=False),
     "prompt": Field(str, null=False),
     "prompt_tokens": _ID,
     "lowercase": Field(bool, null=False),
@@ -61,6 +65,12 @@ _OPTIONS: Fields = {
     "messages": Field(bool, null=False),
     "search": Field(dict, null=False),
 }
+_PART: Fields = {
+    "id": _ID,
+    "text": Field(str, choices=("text", "text_pair"), null=False),
+    "segment": Field(int, low=0, high=_MOST, required=True),
+}
+_TOKENIZER: Fields = {"fingerprint": Field(str, null=False)}
 _GENERATION: Fields = {"eos_token_id": (_ID, Field(list, items=_ID))}
 
 
@@ -123,4 +133,9 @@ def read(folder: pathlib.Path, whole: bool = True) -> dict[str, Any]:
     json_files.check(content["model"]["config"], _CONFIG, f"{path}: model: config")
     json_files.check(content["options"], _OPTIONS, f"{path}: options")
     json_files.check(content.get("generation", {}), _GENERATION, f"{path}: generation")
+    json_files.check(content.get("tokenizer", {}), _TOKENIZER, f"{path}: tokenizer")
+    for part in content.get("frame", ()):
+        json_files.check(part, _PART, f"{path}: frame")
+        if ("id" in part) == ("text" in part):
+            raise UserError(f"{path}: frame: {json_files.show(part)} is not an id or a text; export the model again")
     return content

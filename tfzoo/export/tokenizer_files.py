@@ -2,23 +2,30 @@
 tokenizer, a tokenizer.json that adds the special tokens which the model reads around a text."""
 
 import contextlib
+import json
 import pathlib
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from tfzoo import files, json_files
 from tfzoo.errors import UserError
 from tfzoo.text import framing
 from tfzoo.text.characters import SPECIALS, Characters
 from tfzoo.text.framing import PAIR, TEXT
+from tfzoo.text.sentencepiece import SentencePiece
+from tfzoo.text.sentencepiece_files import KINDS
+from tfzoo.text.settings import CONFIG_FILE, TOKENIZER_FILE
 from tfzoo.text.wordpiece import WordPiece
 
 
 def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
     """Writes the tokenizer into `folder` for `tfzoo.text.load` and Hugging Face's libraries."""
     tokenizer.save(folder)
-    path = folder / "tokenizer.json"
+    if isinstance(tokenizer, SentencePiece):
+        _name_class(tokenizer, folder / CONFIG_FILE)
+    path = folder / TOKENIZER_FILE
     if isinstance(tokenizer, Characters):
         fast = _characters(tokenizer)
     elif path.exists():
@@ -37,6 +44,15 @@ def write(tokenizer: Any, layout: framing.Layout, folder: pathlib.Path) -> None:
         special |= {_name(i): i for i in _others(layout, tokenizer)}
         fast.post_processor = processors.TemplateProcessing(**templates, special_tokens=list(special.items()))
     fast.save(str(path))
+
+
+def _name_class(tokenizer: SentencePiece, path: pathlib.Path) -> None:
+    """Adds the class of a SentencePiece tokenizer to tokenizer_config.json: that of an old folder followed from the
+    model_type in its config.json, which is not among the tokenizer's files."""
+    config = json_files.read(path)
+    if config.get("tokenizer_class") is None:
+        config["tokenizer_class"] = KINDS[tokenizer.kind].tokenizer_class
+        files.atomic_write(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _characters(tokenizer: Characters) -> tokenizers.Tokenizer:

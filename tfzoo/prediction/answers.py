@@ -32,6 +32,7 @@ FIELDS = frozenset(
     "label score scores labels value values entities answer start end no_answer answers words embedding triples "
     "omitted_pairs generated_text summary sentences truncated error".split()
 )
+_TOO_LONG = "the text is longer than"  # As in tfzoo.export.answers.
 Record = dict[str, Any]
 
 
@@ -58,8 +59,18 @@ def records(outputs: Mapping[str, np.ndarray], several: bool = False) -> list[Re
     for record, error in zip(result, columns.get("error", [])):
         if error:  # The other outputs of a refused row are empty.
             record.clear()
-            record |= {"truncated": True, "error": error}
+            record |= refused(error)
     return result
+
+
+def refused(error: str) -> Record:
+    """Returns the record of a text that is refused: the reason and, if the text is too long, `truncated`."""
+    return ({"truncated": True} if error.startswith(_TOO_LONG) else {}) | {"error": error}
+
+
+def too_long(length: int) -> str:
+    """Returns why an artifact refuses a text that is longer than `length` tokens."""
+    return f"{_TOO_LONG} {length} tokens"
 
 
 def classified(labels: Sequence[str], scores: Sequence[float], several: bool = False) -> Record:

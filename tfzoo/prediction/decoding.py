@@ -3,7 +3,7 @@
     decode = HEADS["classify"](manifest, vocabulary)
     records = decode(outputs, reading)
 
-`outputs` are those of an ONNX graph, by name; `reading` is the onnx_graphs.Reading of its inputs. To add a head, write
+`outputs` are those of an ONNX graph, by name; `reading` is the onnx_texts.Reading of its inputs. To add a head, write
 such a function here.
 """
 
@@ -29,24 +29,20 @@ class Vocabulary:
       continues: whether a token continues a word, [V], if the vocabulary marks such tokens; otherwise None.
       special_ids: the ids of special tokens, which do not represent text.
       mask_id: the id of the mask token; None without one.
-      decoded: ids -> the text of each of them.
+      texts: () -> the text of each token; "" for special tokens that do not become text.
+      decode: ids -> their text.
     """
 
     pieces: Sequence[str]
     continues: np.ndarray | None
     special_ids: Sequence[int]
     mask_id: int | None
-    decoded: Callable[[Sequence[int]], list[str]]
-
-    def texts(self) -> list[str]:
-        """Returns the text of each token; "" for special tokens."""
-        texts = self.decoded(range(len(self.pieces)))
-        for i in self.special_ids:
-            texts[i] = ""
-        return texts
+    texts: Callable[[], list[str]]
+    decode: Callable[[Sequence[int]], str]
 
 
 Decode = Callable[[Mapping[str, np.ndarray], Any], list[Record]]
+_ASCII_SPACES = " \t\n\v\f\r"  # What tf.strings.strip removes.
 
 
 def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -89,27 +85,25 @@ def _entities(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
     else:
         continues, ends_word = boundaries(vocabulary.pieces, vocabulary.texts())
 
-    def entities(text: str, ids, starts, ends, chances) -> list[Record]:
+    def entities(text: str, tokens: "_Tokens", chances) -> list[Record]:
         found: list[dict[str, Any]] = []
         labels, best = chances.argmax(-1).tolist(), chances.max(-1).tolist()
-        previous = -1  # The type of the word before; -1 is none.
+        previous, ids = -1, tokens.ids  # The type of the word before; -1 is none.
         for i, token in enumerate(ids):
             if i and continues[token] and ends_word[ids[i - 1]]:  # The label of a word is that of its first token.
                 if previous >= 0:
-                    found[-1]["end"] = max(found[-1]["end"], ends[i])
-                    found[-1]["start"] = min(found[-1]["start"], starts[i])
+                    found[-1]["last"] = i
                 continue
             kind = tags.kinds[labels[i]]
             if kind >= 0:
                 if tags.opens[labels[i]] or kind != previous:
-                    found.append({"type": tags.names[kind], "start": starts[i], "end": ends[i], "scores": []})
-                found[-1]["start"] = min(found[-1]["start"], starts[i])
-                found[-1]["end"] = max(found[-1]["end"], ends[i])
+                    found.append({"type": tags.names[kind], "first": i, "scores": []})
+                found[-1]["last"] = i
                 found[-1]["scores"].append(best[i])
             previous = kind
+        parts = [tokens.part(text, each["first"], each["last"], whole=True) for each in found]
         return [
-            answers.part(*_bare(text, each["start"], each["end"]), float(np.mean(each["scores"])), type=each["type"])
-            for each in found
+            answers.part(*part, float(np.mean(each["scores"])), type=each["type"]) for part, each in zip(parts, found)
         ]
 
     def decode(outputs: Mapping[str, np.ndarray], reading) -> list[Record]:
@@ -117,28 +111,53 @@ def _entities(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
         result: list[Record] = []
         for row, (text,) in enumerate(reading.texts):
             at = np.flatnonzero(reading.of[row] == 1)
-            ids, starts, ends = (values[row][at].tolist() for values in (reading.ids, reading.starts, reading.ends))
-            result.append({"entities": entities(text, ids, starts, ends, chances[row][at])})
+            result.append({"entities": entities(text, _Tokens(reading, row, at, vocabulary), chances[row][at])})
         return result
 
     return decode
 
 
-def _bare(text: str, start: int, end: int) -> tuple[str, int, int]:
-    """Returns a part of a text without surrounding spaces, and where it starts and ends."""
-    part = text[start:end]
-    start += len(part) - len(part.lstrip())
-    return part.strip(), start, start + len(part.strip())
+class _Tokens:
+    """The tokens of one of a row's texts.
+
+    Args:
+      reading, row: an onnx_texts.Reading, and the row's number.
+      at: the positions of the tokens.
+      vocabulary: of the tokens.
+    """
+
+    def __init__(self, reading: Any, row: int, at: np.ndarray, vocabulary: Vocabulary):
+        self.ids, self._decode = reading.ids[row][at].tolist(), vocabulary.decode
+        self._starts = self._ends = None
+        if reading.starts is not None:
+            self._starts, self._ends = reading.starts[row][at].tolist(), reading.ends[row][at].tolist()
+
+    def part(self, text: str, first: int, last: int, whole: bool = False) -> tuple[str, int | None, int | None]:
+        """Returns a part of a text without surrounding spaces, and where it starts and ends.
+
+        The part is that from the start of the token `first` to the end of the token `last`, or with `whole` all of
+        what these and the tokens between them came from. Without offsets, it is the text of the tokens, without start
+        and end.
+        """
+        if self._starts is None or self._ends is None:
+            return self._decode(self.ids[first : last + 1]).strip(_ASCII_SPACES), None, None
+        start, end = self._starts[first], self._ends[last]
+        if whole:
+            start, end = min(self._starts[first : last + 1]), max(self._ends[first : last + 1])
+        part = text[start:end]
+        start += len(part) - len(part.lstrip())
+        return part.strip(), start, start + len(part.strip())
 
 
 def _spans(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
-    del manifest, vocabulary
+    del manifest
 
     def decode(outputs: Mapping[str, np.ndarray], reading) -> list[Record]:
         logits = np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
         result = []
         for row, (_, context) in enumerate(reading.texts):
             at = np.flatnonzero(reading.of[row] == 2)
+            tokens = _Tokens(reading, row, at, vocabulary)
             null = [0] if reading.starts_special else []
             chances = softmax(logits[row][[*null, *at]], 0) if len(at) or null else np.zeros((0, 2))
             no_answer = float(chances[0].prod()) if null else 0.0
@@ -150,8 +169,7 @@ def _spans(manifest: Mapping[str, Any], vocabulary: Vocabulary) -> Decode:
             for place in np.argsort(-both, axis=None, kind="stable")[:TOP_ANSWERS]:
                 i, more = divmod(int(place), LONGEST_ANSWER)
                 if both[i, more] > 0:
-                    start, end = int(reading.starts[row][at[i]]), int(reading.ends[row][at[i + more]])
-                    found.append(answers.part(*_bare(context, start, end), float(both[i, more])))
+                    found.append(answers.part(*tokens.part(context, i, i + more), float(both[i, more])))
             result.append(answers.spans(found, no_answer))
         return result
 
@@ -203,6 +221,7 @@ FIELDS = {
     "classify": ("labels", "problem_type"),
     "tag": ("labels",),
     "next_sentence": ("labels", "problem_type"),
+    "relation": ("labels", "problem_type", "markers"),
 }
 # Head -> (manifest, vocabulary) -> the function that decodes a batch.
 HEADS: dict[str, Callable[[Mapping[str, Any], Vocabulary], Decode]] = {
@@ -212,4 +231,5 @@ HEADS: dict[str, Callable[[Mapping[str, Any], Vocabulary], Decode]] = {
     "lm": _words,
     "next_sentence": lambda manifest, vocabulary: _labels("next_sentence", manifest),
     "embed": _embeddings,
+    "relation": lambda manifest, vocabulary: _labels("relation", manifest),
 }

@@ -54,7 +54,9 @@ class ModelPredictor(Predictor):
         if tokenizer is None:
             raise UserError(f"model {model.name!r} has no tokenizer that tfzoo can read; put one into its folder")
         length = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
-        self._options = Options(length, pooling=pooling, prompt_name=prompt_name, max_new_tokens=1)
+        self.task = task_of(list(model.heads))
+        refuse = "row" if self.task == "relation" else "call"  # Texts that do not mark two entities.
+        self._options = Options(length, refuse=refuse, pooling=pooling, prompt_name=prompt_name, max_new_tokens=1)
         if model.can_generate and model.is_encoder_decoder:
             decoding: dict[str, Any] = dict(
                 search=heads.search_of(model), max_new_tokens=heads.new_tokens_of(model, length)
@@ -62,7 +64,6 @@ class ModelPredictor(Predictor):
             self._options = dataclasses.replace(self._options, prompt=prompt, **decoding)
         heads.check(model, tokenizer, self._options)
         answer = self._answer(model, tokenizer, pair=False)
-        self.task = task_of(list(model.heads))
         self.inputs, self.length, self.has_offsets = answer.inputs, length, answer.reader.has_offsets
         self.may_pair = self.task == "classify"
         self._several = answer.facts().get("problem_type") == "multi_label_classification"

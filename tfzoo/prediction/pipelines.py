@@ -51,7 +51,8 @@ class Pipeline:
             records: list[Record] = stream.answer(rows)
         for number, record in enumerate(records):
             if "error" in record:
-                raise UserError(f"texts[{number}]: {record['error']}; shorten it")
+                remedy = "shorten it" if "truncated" in record else "correct it"
+                raise UserError(f"texts[{number}]: {record['error']}; {remedy}")
         return records[0] if one else records
 
     def _row(self, where: str, row: Any) -> tuple[str, ...]:

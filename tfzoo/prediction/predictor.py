@@ -54,7 +54,8 @@ class Predictor:
           device: the number of the device.
 
         Returns:
-          A record per row (see answers.py). `truncated` is true in the record of a text that was cut. A row that an
-          artifact refuses, because its text is too long, has `truncated` and the reason, `error`.
+          A record per row (see answers.py). `truncated` is true in the record of a text that was cut. A row that is
+          refused has the reason, `error`: an artifact may refuse texts that are too long, which have `truncated` too,
+          and relations are those of texts that mark two entities.
         """
         raise NotImplementedError

@@ -13,6 +13,7 @@ from tfzoo.export import verify
 from tfzoo.prediction import answers
 from tfzoo.prediction.models import in_flight, on
 from tfzoo.prediction.predictor import Predictor, task_of
+from tfzoo.text import marked
 
 
 class SavedModelPredictor(Predictor):
@@ -54,7 +55,7 @@ class SavedModelPredictor(Predictor):
         self._several = manifest.get("problem_type") == "multi_label_classification"
         self.no_answer_threshold = manifest.get("no_answer_threshold")
         self._refuses_calls = options["long_texts"] == "refuse" and options["refuse"] == "call"
-        self._too_long = f"the text is longer than {self.length} tokens"
+        self._too_long = answers.too_long(self.length)
         self._fingerprint = manifest["manifest_sha256"]
 
     def fingerprint(self) -> str:
@@ -65,11 +66,14 @@ class SavedModelPredictor(Predictor):
         try:
             with on(self._devices[device]):
                 outputs = self._signatures[device][1](**columns)
-        except tf.errors.InvalidArgumentError:
-            if not self._refuses_calls:
+        except tf.errors.InvalidArgumentError as refusal:
+            reasons = [marked.UNMARKED] if self.task == "relation" else []
+            reasons += [self._too_long] if self._refuses_calls else []
+            found = [reason for reason in reasons if reason in refusal.message]
+            if not found:
                 raise
             if len(texts) == 1:
-                return [{"truncated": True, "error": self._too_long}]
+                return [answers.refused(found[0])]
             half = len(texts) // 2
             return self.answer(texts[:half], device) + self.answer(texts[half:], device)
         return answers.records({name: value.numpy() for name, value in outputs.items()}, self._several)

@@ -38,6 +38,8 @@ class Texts:
         self._predictor = predictor
         self._refuses_calls = manifest["options"]["refuse"] == "call"
         outputs, self._columns = _HEADS[predictor.task](manifest)
+        if not predictor.locates_parts:
+            outputs = {name: value for name, value in outputs.items() if name not in ("starts", "ends")}
         outputs = {**outputs, "truncated": (BOOL, ())}
         if not self._refuses_calls:
             outputs["error"] = (STRING, ())
@@ -57,7 +59,7 @@ class Texts:
         """Returns all outputs of one of `signatures`.
 
         Raises:
-          StatusError: a text is missing, not UTF-8 or too long, or there are different numbers of texts.
+          StatusError: a text is missing, not UTF-8 or refused, or there are different numbers of texts.
         """
         if signature == DEFAULT_SIGNATURE:
             return self._answer(inputs)
@@ -79,7 +81,8 @@ class Texts:
             row, error = next((i, error) for i, error in enumerate(errors) if error)
             raise invalid(f"{error}, in row {row}")
         # A refused row has empty outputs.
-        values = self._columns([{} if error else record for record, error in zip(records, errors)])
+        records = [{} if error else record for record, error in zip(records, errors)]
+        values = self._columns(records)
         values |= {"truncated": [bool(record.get("truncated")) for record in records], "error": errors}
         return {name: _array(values[name], *each) for name, each in self._outputs.items()}
 
@@ -169,7 +172,7 @@ def _entities(manifest: Mapping[str, Any]) -> tuple[Outputs, Columns]:
     def columns(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows = [record.get("entities", []) for record in records]
         values: dict[str, Any] = {
-            name: [[each[key] for each in row] for row in rows] for name, (key, _) in fields.items()
+            name: [[each.get(key) for each in row] for row in rows] for name, (key, _) in fields.items()
         }
         return values | {"num_entities": [len(row) for row in rows]}
 
@@ -183,7 +186,7 @@ def _spans(manifest: Mapping[str, Any]) -> tuple[Outputs, Columns]:
     def columns(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows = [record.get("answers", []) for record in records]
         values: dict[str, Any] = {
-            name: [[each[key] for each in row] for row in rows] for name, (key, _) in fields.items()
+            name: [[each.get(key) for each in row] for row in rows] for name, (key, _) in fields.items()
         }
         return values | {"no_answer": [record.get("no_answer", 0.0) for record in records]}
 
@@ -219,4 +222,5 @@ _HEADS: dict[str, Callable[[Mapping[str, Any]], tuple[Outputs, Columns]]] = {
     "span": _spans,
     "lm": _words,
     "embed": _embeddings,
+    "relation": _labels,
 }

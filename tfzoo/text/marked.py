@@ -17,6 +17,7 @@ from tfzoo.errors import UserError
 
 PARTS = 5  # Before the entities, the one that comes first in the text, between them, the other one, after them.
 CANDIDATES = "$#@%&*+=~^|"
+UNMARKED = "text must mark two entities, once each, as in <e1>Ann</e1> met <e2>Bob</e2>"  # Why a text is refused.
 _SPACES = ("", "▁", "Ġ")  # How a vocabulary writes a space before a token.
 
 

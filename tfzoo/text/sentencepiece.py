@@ -6,9 +6,7 @@ Source: Kudo and Richardson, SentencePiece (arXiv:1808.06226); Kudo, Subword Reg
 unigram model; Sennrich et al. (arXiv:1508.07909) for byte-pair encoding.
 """
 
-import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -211,13 +209,7 @@ class SentencePiece(Tokenizer):
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 in hexadecimal that is equal for equal models and options."""
-        made = self._definition
-        options: tuple = (made.kind, made.sentinels, made.lowercase, made.keep_accents, sorted(self._role_ids))
-        if self._added or made.prefix:
-            options += (made.prefix, [dataclasses.astuple(token) for token in self._added])
-        if self._row.vocab:
-            options += (tuple(self._vocab), hashlib.sha256(made.other).hexdigest())
-        return hashlib.sha256(f"{options}\n".encode() + made.model).hexdigest()
+        return self._definition.fingerprint()
 
     def _valid(self, texts: tf.Tensor) -> tf.Tensor:
         return texts  # Bytes that are not UTF-8 are handled as in the library, mostly as <unk>.
@@ -245,15 +237,15 @@ class SentencePiece(Tokenizer):
         byte_of = begins.flat_values + tf.gather(first_byte, begins.value_rowids())
         first_character = begins.row_starts()
         place = tf.concat([pieces.starts, [0]], 0)
-        # Not needed without added tokens, and only an estimate if bytes are not UTF-8.
-        place = tf.gather(place, tf.minimum(first_character, tf.size(place, tf.int64) - 1)) if self._added else None
+        place = tf.gather(place, tf.minimum(first_character, tf.size(place, tf.int64) - 1))
+        place = tf.where(pieces.first, 0, place)  # Otherwise only an estimate if bytes are not UTF-8.
 
         def character(byte: tf.Tensor) -> tf.Tensor:
             index = tf.searchsorted(
                 byte_of, tf.cast(byte, tf.int64) + tf.gather(first_byte, rows), side="left", out_type=tf.int64
             )
             index = tf.cast(index - tf.gather(first_character, rows), tf.int32)
-            return index if place is None else index + tf.gather(place, rows)
+            return index + tf.gather(place, rows)
 
         return (
             self._renumber(ids),

@@ -4,6 +4,7 @@ Importing this module does not import TensorFlow.
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -176,6 +177,18 @@ class Definition:
         self.op_model = sentencepiece_proto.with_prefix(proto, self.model, prefix)
         self.bare_model = sentencepiece_proto.with_prefix(proto, self.model, "never") if prefix == "first" else None
 
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 in hexadecimal that is equal for equal models and options."""
+        options: tuple = (
+            self.kind, self.sentinels, self.lowercase, self.keep_accents, sorted(self.role_ids.items())
+        )  # fmt: skip
+        if self.added or self.prefix:
+            options += (self.prefix, [dataclasses.astuple(token) for token in self.added])
+        if self.row.vocab:
+            tokens = [text for text, _ in self.tokens]
+            options += (tuple(tokens), hashlib.sha256(self.other).hexdigest())
+        return hashlib.sha256(f"{options}\n".encode() + self.model).hexdigest()
+
     def surfaces(self) -> list[bytes]:
         """Returns the bytes that every id contributes to a joined text, in which spaces are still U+2581."""
         dropped = token_files.dropped_ids(self.special_ids, self.role_ids)
@@ -282,6 +295,10 @@ def _numbered(
     tokens += [(text, CONTROL) for text in row.added]
     tokens += [(f"<extra_id_{i}>", CONTROL) for i in reversed(range(sentinels))]
     beyond = {token.id: token for token in added_tokens if token.id >= len(tokens)}
+    if max(beyond, default=0) >= settings.MAX_TOKENS:
+        raise UserError(
+            f"{name}: an added token has the id {max(beyond)}, but at most {settings.MAX_TOKENS} tokens are supported"
+        )
     for i in range(len(tokens), max(beyond, default=-1) + 1):
         token = beyond.get(i)
         tokens.append((token.content, CONTROL if token.special else USER_DEFINED) if token else ("", CONTROL))

@@ -188,8 +188,15 @@ class Answer:
 
     def facts(self) -> dict[str, Any]:
         """Returns, for manifest.json, what a program needs to compute the same answers from the bare graph."""
-        start = self.reader.start_id
-        return {"texts": list(self.inputs), **({} if start is None else {"decoder_start_token_id": start})}
+        start, frame = self.reader.start_id, self.reader.frame
+        return {
+            "texts": list(self.inputs),
+            "frame": [
+                {"text" if isinstance(part, str) else "id": part, "segment": segment}
+                for part, segment in zip(frame.parts, frame.segments)
+            ],
+            **({} if start is None else {"decoder_start_token_id": start}),
+        }
 
 
 class Row:

@@ -17,7 +17,6 @@ from tfzoo.text.reader import Reader, Reading, pad_id
 _PATTERN = r"(?s)^(.*?)<e[12]>(.*?)</e[12]>(.*?)<e[12]>(.*?)</e[12]>(.*)$"
 _WHITE = r"\s\x0b\x1c-\x1f\x85\p{Z}"  # As str.isspace.
 _MARKER = "</?e[12]>"
-_UNMARKED = "text must mark two entities, once each, as in <e1>Ann</e1> met <e2>Bob</e2>"
 
 
 class Relations(Labels):
@@ -41,14 +40,14 @@ class Relations(Labels):
         return super().facts() | {"markers": list(self.model.markers)}
 
     def check(self, reading, checks, **more):
-        checks.rows(~reading.is_marked, _UNMARKED)
+        checks.rows(~reading.is_marked, marked.UNMARKED)
         return super().check(reading, checks, **more)
 
     def row(self, texts, asked=None):
         return MarkedRow(self, texts, asked)
 
     def refusal(self, row):
-        return super().refusal(row) or ("" if row.is_marked else _UNMARKED)
+        return super().refusal(row) or ("" if row.is_marked else marked.UNMARKED)
 
 
 class MarkedReading(Reading):

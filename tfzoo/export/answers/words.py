@@ -36,6 +36,10 @@ class Words(Answer):
             "num_masks": Tensor("int32", ("batch",)),
         }
 
+    def facts(self):
+        names = [name for name in ("target_mapping", "permutation_mask") if name in self.model.INPUTS]
+        return super().facts() | ({"further_inputs": names} if names else {})
+
     def answer_reading(self, reading, texts, call):
         token_ids = reading.inputs["token_ids"]
         is_mask = token_ids == self.tokenizer.mask_id
