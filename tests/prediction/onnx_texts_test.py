@@ -29,6 +29,7 @@ from tfzoo.text.sentencepiece_files import KINDS
 from tfzoo.text.wordpiece import WordPiece
 
 XLNET = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>")
+ALBERT = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 FAIRSEQ = ("<unk>", "<s>", "</s>")
 THINK = {"content": "<think>", "special": False, "normalized": False}
 # What is added to tokenizer_config.json: tokens that are matched in every text, and a mask with the space before it.
@@ -66,15 +67,17 @@ def train(kind: str) -> bytes:
     """Returns a small model for a kind of tokenizer."""
     sentences = [*SENTENCES, *["the function of a $ b # c, 7, 1, 19, 9,9, x3,x 3,14"] * 20]
     if kind == "albert":
-        specials = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-        return training.train_sentencepiece([each.lower() for each in sentences], 600, specials=specials)
+        return training.train_sentencepiece([each.lower() for each in sentences], 600, specials=ALBERT)
     if kind == "llama":
         return training.train_sentencepiece(sentences, 900, "bpe", FAIRSEQ, True, "identity", keep_spaces=True)
-    specials = {"xlnet": XLNET, "xlm-roberta": FAIRSEQ}.get(kind)
-    return training.train_sentencepiece(sentences, 600, **({} if specials is None else {"specials": specials}))
+    specials = {"xlnet": XLNET, "xlm-roberta": FAIRSEQ, "t5": ("<pad>", "</s>", "<unk>")}[kind]
+    return training.train_sentencepiece(sentences, 600, specials=specials)
 
 
 class SentencePieceTest(unittest.TestCase):
+    models: dict[str, bytes]
+    lines: list[str]
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -102,22 +105,19 @@ class SentencePieceTest(unittest.TestCase):
 
     def check(self, folder: pathlib.Path, has_offsets: bool) -> None:
         one = text.load(folder)
-        for masks in (False, True) if one.mask_id is not None else (False,):
-            other = open_tokenizer(folder, masks, one.fingerprint())
+        mask = () if one.mask_id is None else (one.vocab[one.mask_id],)
+        for special in dict.fromkeys(((), mask)):
+            other = open_tokenizer(folder, bool(special), one.fingerprint())
             self.assertIsInstance(other, SentencePieceTokenizer)
-            special = (one.vocab[one.mask_id],) if masks else ()
             wanted = one.tokenize(self.lines, special).to_list()
             found = other.encode(self.lines)
             wrong = [ascii(a) for a, b, c in zip(self.lines, found, wanted) if list(b.ids) != c]
-            self.assertEqual(wrong, [], masks)
+            self.assertEqual(wrong, [], special)
         self.assertEqual(other.has_offsets, has_offsets)
         if has_offsets:
             ids, starts, ends = (ragged.to_list() for ragged in one.tokenize_with_offsets(self.lines, special))
             for line, encoded, *columns in zip(self.lines, other.encode(self.lines, True), ids, starts, ends):
-                starts_and_ends = zip(*encoded.offsets) if encoded.offsets else ([], [])
-                found = [list(encoded.ids), *map(list, starts_and_ends)]
-                self.assertEqual(found, columns, ascii(line))
-                self.assertEqual(len(encoded.offsets), len(encoded.ids))
+                self.assertEqual([encoded.ids, encoded.offsets], [columns[0], [*zip(*columns[1:])]], ascii(line))
         else:
             with self.assertRaises(UserError):
                 one.tokenize_with_offsets(self.lines[:1])

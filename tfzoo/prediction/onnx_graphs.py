@@ -93,12 +93,12 @@ class OnnxPredictor(Predictor):
         except Exception as error:  # onnxruntime's errors have no common class.
             raise UserError(f"model.onnx fails ({one_line(error)}); export the model again") from None
         records = self._decode(dict(zip(outputs, values)), read)
-        for record, truncated, error in zip(records, read.truncated, read.errors):
+        for record, truncated, refusal in zip(records, read.truncated, read.errors):
             if truncated and self._refuses:
-                error = answers.too_long(self.length)
-            if error:
+                refusal = answers.too_long(self.length)
+            if refusal:
                 record.clear()
-                record |= answers.refused(error)
+                record |= answers.refused(refusal)
             elif truncated:
                 record["truncated"] = True
         return records

@@ -116,7 +116,9 @@ class Texts:
         rows = self._rows(texts)
         special = len(self.frame.parts) - len(self.frame.texts)
         length = fixed or max(1, special + max((sum(map(len, row.ids)) for row in rows), default=0))
-        columns = {name: np.zeros((len(rows), length), np.int32) for name in ("segments", "of", "starts", "ends")}
+        columns: dict[str, Any] = {
+            name: np.zeros((len(rows), length), np.int32) for name in ("segments", "of", "starts", "ends")
+        }
         ids, mask = np.full((len(rows), length), self.tokenizer.pad_id), np.zeros((len(rows), length), bool)
         for i, row in enumerate(rows):
             end = 0
