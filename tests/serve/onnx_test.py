@@ -86,6 +86,7 @@ class GraphTest(unittest.TestCase):
             ("manifest.json: markers is '.'", {"markers": "$"}),
             ("tokenizer: fingerprint is 3", {"tokenizer": {"fingerprint": 3}}),
             ("signatures: model has no inputs", {"signatures": {"model": signature | {"inputs": {}}}}),
+            ("signatures: model has no inputs", {"signatures": {"model": signature | {"outputs": "x"}}}),
         ):  # fmt: skip
             with self.subTest(message):
                 manifest.write(self.folder, whole | changes)

@@ -127,7 +127,7 @@ def read(folder: pathlib.Path, whole: bool = True) -> dict[str, Any]:
     json_files.read(path)  # Rejects what Python's parser accepts, such as duplicate keys.
     json_files.check(content, _FIELDS, path)
     for name, sides in content["signatures"].items():
-        if not all(sides.values()):
+        if not all(isinstance(tensors, dict) and tensors for tensors in sides.values()):
             raise UserError(f"{path}: signatures: {name} has no inputs or no outputs; export the model again")
     json_files.check(content["model"], _MODEL, f"{path}: model")
     json_files.check(content["model"]["config"], _CONFIG, f"{path}: model: config")
