@@ -47,7 +47,6 @@ _OWN = (
 FILES = (*_OWN, "modules.json", "config_sentence_transformers.json", *(f"[0-9]_*/{name}" for name in _OWN))
 _REFERENCE = re.compile(r"hf://?(?P<name>[^@]+)(?:@(?P<revision>.+))?")  # pathlib replaces two slashes with one.
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_reference(source: str | os.PathLike | None) -> bool:

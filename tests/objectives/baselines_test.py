@@ -2,6 +2,7 @@
 
 import types
 import unittest
+import warnings
 from unittest import mock
 
 import numpy as np
@@ -107,6 +108,11 @@ class MaskedLMBaselinesTest(unittest.TestCase):
     def test_without_pairs(self):
         found = masked_lm_baselines(TEXT, [self.batch(next_sentence_weight=np.zeros(1))], TOKENIZER)
         self.assertNotIn("next_sentence_accuracy", found["neighbour"])
+
+    def test_without_masked_tokens(self):
+        with warnings.catch_warnings(action="error"):
+            found = masked_lm_baselines(TEXT, [self.batch(masked_weights=np.zeros((1, 3)))], TOKENIZER)
+        self.assertEqual((found["neighbour"]["masked_lm_accuracy"], found["neighbour"]["masked_lm_loss"]), (0, 0))
 
     def test_a_text_of_one_token(self):
         found = masked_lm_baselines(TEXT[:1], [self.batch()], TOKENIZER)

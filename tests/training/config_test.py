@@ -13,7 +13,7 @@ from tfzoo import cli, options
 from tfzoo.errors import UserError
 from tfzoo.objectives import causal, masked_lm
 from tfzoo.options import Checked, option
-from tfzoo.training import registry
+from tfzoo.training import inputs, registry, resume
 from tfzoo.training.config import TrainConfig
 
 
@@ -107,6 +107,18 @@ class TrainConfigTest(unittest.TestCase):
             config.write(path)
             self.assertEqual(TrainConfig.read(path, "here"), config)
             self.assertNotIn("run_dir", path.read_text())
+
+    def test_a_run_of_another_objective_is_refused_by_the_flags_that_both_have(self):
+        with tempfile.TemporaryDirectory() as folder:
+            TrainConfig(run_dir=folder).write(pathlib.Path(folder) / "flags.cfg")
+            with self.assertRaisesRegex(UserError, r"different flags: --objective \(masked_lm -> causal\); keep"):
+                resume.check_run_dir(TrainConfig(run_dir=folder, objective="causal", steps=5000))
+
+    def test_a_folder_that_is_not_a_model(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = TrainConfig(run_dir="here", init_from=folder)
+            with self.assertRaisesRegex(UserError, f"--init_from={folder}: contains no config.json; specify a run"):
+                inputs.read_model_config(config)
 
     def test_help_has_headings_and_the_common_flags_first(self):
         page = helpers.python("-m", "tfzoo.train", "--help").stdout

@@ -97,9 +97,10 @@ def masked_lm_baselines(train_ids: np.ndarray, batches, tokenizer) -> dict[str, 
     word = np.concatenate(words)
 
     def score(guess, probability):
+        count = max(1, len(word))  # A text of a few tokens may have no masked ones.
         return {
-            "masked_lm_accuracy": float(np.mean(guess == word)),
-            "masked_lm_loss": float(-np.mean(np.log(probability))),
+            "masked_lm_accuracy": float(np.sum(guess == word)) / count,
+            "masked_lm_loss": -float(np.sum(np.log(probability))) / count,
         }
 
     common = np.full(len(word), int(np.argmax(frequency)))

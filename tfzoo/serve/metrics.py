@@ -7,7 +7,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.utils import floatToGoString
 
 _PREFIX = ":tensorflow:serving:"
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 prometheus_client.disable_created_metrics()
 

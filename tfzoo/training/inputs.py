@@ -247,7 +247,11 @@ def read_model_config(config: TrainConfig):
     if config.model is None and config.init_from is not None:
         from tfzoo.training import runs
 
-        name, page, model_config = runs.model_of(hub.folder(config.init_from, "init_from"))
+        folder = hub.folder(config.init_from, "init_from")
+        if not any((folder / file).exists() for file in (runs.CONFIG, "modules.json")):
+            problem = f"contains no {runs.CONFIG}; specify a run folder or a Hugging Face folder"
+            raise UserError(f"--init_from={config.init_from}: {problem}")
+        name, page, model_config = runs.model_of(folder)
     else:
         name = config.model or "bert_tiny"
         page, model_config = models.find(name)

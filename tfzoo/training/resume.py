@@ -67,11 +67,12 @@ def check_steps(config: TrainConfig, step: int) -> None:
 def _compare(before: TrainConfig, now: TrainConfig) -> None:
     changeable = options.names_with(type(now), "changeable")
     old, new = before.values(), now.values()
-    changed = [name for name in old | new if name not in changeable and old.get(name) != new.get(name)]
+    # Of another objective or task, whose options are others, only the common ones are listed.
+    changed = [name for name in old if name in new and name not in changeable and old[name] != new[name]]
     if (now.on_nonfinite == "skip") != (before.on_nonfinite == "skip") and now.precision != "float16":
         changed.append("on_nonfinite")  # An optimizer that skips updates has an additional variable.
     if changed:
-        listed = ", ".join(f"--{name} ({_shown(old.get(name))} -> {_shown(new.get(name))})" for name in changed)
+        listed = ", ".join(f"--{name} ({_shown(old[name])} -> {_shown(new[name])})" for name in changed)
         raise UserError(
             f"--run_dir={now.run_dir}: was started with different flags: {listed}; keep the original values, or "
             "specify a new folder"
