@@ -5,6 +5,7 @@ import unittest
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests import helpers
@@ -89,14 +90,15 @@ class SameTextsTest(Case):
 
     def test_of_a_decoder_with_keys_and_values_in_one_buffer(self):
         self.check("gpt2", "genai", ("constrained", "sampling", "beams"))
-        self.check("llama", "genai", ("greedy", "beams"))
+        self.check("llama", "genai", ("greedy",))
 
-    def test_of_a_decoder_with_grouped_keys(self):
-        self.check("llama", ways=("greedy", "sampling"))
+    def test_of_an_encoder_decoder(self):
+        self.check("t5", ways=("sampling", "beams"))
 
-    def test_of_encoder_decoders(self):
-        self.check("t5", ways=("greedy", "sampling", "beams"))
-        self.check("bart", ways=("constrained", "beams"))
+    @pytest.mark.faults
+    def test_of_every_family_that_writes(self):
+        for family in ("llama", "palm", "t5", "bart", "transformer"):
+            self.check(family)
 
     def test_a_long_prompt_is_read_without_its_logits(self):
         for profile in ("standard", "genai"):
@@ -286,7 +288,7 @@ class NumPyTest(unittest.TestCase):
 
 class ScoreTest(Case):
     def test_texts_and_continuations(self):
-        for family in ("gpt2", "t5", "bart"):
+        for family in ("gpt2", "t5"):
             model, folder = self.exported(family)
             ids = json.loads((folder / "manifest.json").read_text())["generation"]
             model.record = FolderRecord(generation_config=ids)
