@@ -1,9 +1,10 @@
 """Speculative decoding and prompt look-up beside plain decoding on real text.
 
-    .venv/bin/python -m tfzoo.train --flagfile=configs/gpt.cfg --run_dir=runs/gpt
-    .venv/bin/python -m tfzoo.train --flagfile=configs/gpt.cfg --run_dir=runs/draft \
+    SHORT="--flagfile=configs/gpt.cfg --steps=200 --warmup_steps=30 --decay_steps=80 --evaluate_every=200"
+    .venv/bin/python -m tfzoo.train $SHORT --checkpoint_every=200 --run_dir=runs/short
+    .venv/bin/python -m tfzoo.train $SHORT --checkpoint_every=200 --run_dir=runs/draft \
         --overrides=num_layers=1,hidden_size=64,num_heads=1,intermediate_size=256
-    .venv/bin/python benchmarks/speculative.py --model_dir=runs/gpt --assistant_dir=runs/draft [--prompts=24]
+    .venv/bin/python benchmarks/speculative.py --model_dir=runs/short --assistant_dir=runs/draft [--prompts=24]
 
 Prompts are pieces of the held-out text of the run. Each is continued greedily by every contender, one prompt at a time,
 in processes with two threads that take turns: plain decoding, look-up in the text so far, and drafts of the assistant,
