@@ -10,6 +10,7 @@ import unittest.mock
 
 import keras
 import numpy as np
+import pytest
 
 import tfzoo
 from tests import helpers
@@ -300,6 +301,7 @@ class CommandTest(Case):
         code, out, err = self.run_main(f"--input={prompts}", "--max_new_tokens=2")
         self.assertEqual((code, json.loads(out)["prompt"]), (0, "half ?"), err)
 
+    @pytest.mark.faults
     def test_a_terminal_sees_what_is_done_and_neither_sees_what_libraries_print(self):
         argv = ["-m", "tfzoo.generate", f"--model_dir={self.folder}", "--prompt=ab", "--max_new_tokens=2"]
         argv.append("--engine=tensorflow")
