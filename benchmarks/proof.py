@@ -117,7 +117,7 @@ class Memory(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self.ended.wait(0.05):
+        while not self.ended.wait(0.2):
             found = dict(self._sample())
             for command, size in found.items():
                 self.peaks[command] = max(self.peaks.get(command, 0), size)
