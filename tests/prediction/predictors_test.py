@@ -30,6 +30,7 @@ from tfzoo.models.record import FolderRecord
 from tfzoo.prediction import folders
 from tfzoo.prediction.models import ModelPredictor
 from tfzoo.prediction.predictor import TASKS
+from tfzoo.prediction.savedmodels import SavedModelPredictor
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.metrics import Metrics
 from tfzoo.text import training
@@ -281,6 +282,16 @@ class CommandTest(Case):
         self.assertIn(f"continuing after {len(lines) - 10:,} rows", err)
         self.assertEqual(output.read_bytes(), whole.read_bytes())
         self.assertEqual(sorted(os.listdir(source.parent)), ["in.jsonl", "out.jsonl", "whole.jsonl"])
+
+    def test_a_manifest_that_does_not_fit_the_signatures(self):
+        folder = self.artifacts["savedmodel"]
+        stated = json.loads((folder / "manifest.json").read_text())
+        for changes, message in (
+            ({"signatures": {}}, "reads token ids, not texts"),
+            ({"texts": ["other"]}, "texts does not name the inputs of serving_default"),
+        ):
+            with self.assertRaisesRegex(UserError, message):
+                SavedModelPredictor(folder, stated | changes)
 
     def test_another_model_does_not_continue(self):
         output = helpers.temporary_folder(self) / "out.jsonl"

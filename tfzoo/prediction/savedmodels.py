@@ -29,12 +29,17 @@ class SavedModelPredictor(Predictor):
     """
 
     def __init__(self, folder: str | os.PathLike, manifest: Mapping[str, Any], devices: Sequence[str] = ()):
-        stated = manifest["signatures"]["serving_default"]
-        if any(tensor["dtype"] != "string" for tensor in stated["inputs"].values()):
+        stated = manifest["signatures"].get("serving_default")
+        if stated is None or any(tensor["dtype"] != "string" for tensor in stated["inputs"].values()):
             raise UserError(f"--model_dir={folder}: reads token ids, not texts; export the model with its tokenizer")
         if "generation" in manifest and "decoder_start_token_id" not in manifest:
             raise UserError(
                 f"--model_dir={folder}: continues texts; use its signature generate, or python -m tfzoo.generate"
+            )
+        if {*manifest.get("texts", ())} != {*stated["inputs"]}:
+            raise UserError(
+                f"--model_dir={folder}: manifest.json: texts does not name the inputs of serving_default; export the "
+                "model again"
             )
         importlib.import_module("tensorflow_text")  # Registers the operations of tokenizers.
         try:
