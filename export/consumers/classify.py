@@ -16,8 +16,8 @@ if len(sys.argv) < 3:
     sys.exit(__doc__)
 folder, texts = pathlib.Path(sys.argv[1]), sys.argv[2:]
 path = folder / "manifest.json"
-manifest = json.loads(path.read_text()) if path.is_file() else {"kind": ""}
-if manifest["kind"] != "onnx":
+manifest = json.loads(path.read_text() if path.is_file() else "{}")
+if manifest.get("kind") != "onnx":
     sys.exit(f"{folder} is not an ONNX artifact; specify exports/onnx/NAME/VERSION")
 if not (folder / "tokenizer" / "tokenizer.json").is_file():
     sys.exit(f"{folder} has no tokenizer/tokenizer.json, which this program needs")

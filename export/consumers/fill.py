@@ -16,8 +16,8 @@ if len(sys.argv) != 3:
     sys.exit(__doc__)
 folder, text = pathlib.Path(sys.argv[1]), sys.argv[2]
 path = folder / "manifest.json"
-manifest = json.loads(path.read_text()) if path.is_file() else {"kind": ""}
-if manifest["kind"] != "onnx" or "lm" not in manifest["model"]["heads"] or "generation" in manifest:
+manifest = json.loads(path.read_text() if path.is_file() else "{}")
+if manifest.get("kind") != "onnx" or "lm" not in manifest["model"]["heads"] or "generation" in manifest:
     sys.exit(f"{folder} is not an ONNX artifact of a masked language model; specify exports/onnx/NAME/VERSION")
 if not (folder / "tokenizer" / "tokenizer.json").is_file():
     sys.exit(f"{folder} has no tokenizer/tokenizer.json, which this program needs")
@@ -31,7 +31,7 @@ inputs = {value.name: np.array([columns[value.name]], np.int64) for value in ses
 (logits,) = session.run(["logits"], inputs)
 places = np.flatnonzero(np.array(encoded.ids) == mask)
 if not len(places):
-    sys.exit(f"{text!r} contains no {tokenizer.id_to_token(mask)}, which marks a word to predict")
+    sys.exit(f"{text!r} contains no mask token, which marks a word to predict")
 for place in places:
     scores = np.exp(logits[0, place] - logits[0, place].max())
     scores /= scores.sum()

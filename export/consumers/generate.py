@@ -61,8 +61,8 @@ def main():
     flags = parser.parse_args()
 
     path = flags.artifact / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.is_file() else {"kind": ""}
-    if manifest["kind"] != "onnx" or "generation" not in manifest or not (flags.artifact / "model.onnx").is_file():
+    manifest = json.loads(path.read_text() if path.is_file() else "{}")
+    if manifest.get("kind") != "onnx" or "generation" not in manifest or not (flags.artifact / "model.onnx").is_file():
         parser.error(f"{flags.artifact} is not an ONNX artifact of a decoder; specify exports/onnx/NAME/VERSION")
     if not (flags.artifact / "tokenizer" / "tokenizer.json").is_file():
         parser.error(f"{flags.artifact} has no tokenizer/tokenizer.json, which this program needs")
