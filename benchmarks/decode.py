@@ -10,14 +10,15 @@ cannot read Hugging Face folders and has its own random weights. No token ends a
 process with two threads, and they take turns. The suffix "-xla" compiles a contender; "-bfloat16" and "-int8" store the
 weights of tfzoo in that type; "-onnx" runs tfzoo's ONNX graphs as tfzoo.generate runs an artifact, with the variant
 "-int8_weights", "-genai" as exported with that profile, and "-hugepages" with glibc's huge pages; "-1" gives
-transformers one thread. transformers runs with torch, if .venv-references exists. `products` multiplies the state of
-the last token with every matrix of GPT-2, in the fastest layout, and does nothing else: no token can be generated
-faster than its weights are read.
+transformers one thread. transformers runs with torch, if .venv-references exists. `savedmodel` is tfzoo's export, whose
+signature `generate` continues texts of as many bytes as the others' prompts have tokens. `products` multiplies the
+state of the last token with every matrix of GPT-2, in the fastest layout, and does nothing else: no token can be
+generated faster than its weights are read.
 
     ms              median time of a call
     first           ms to the first token: a call that generates one token
     per token       ms of each further token; CPU: the sum over both threads, which is less sensitive to other load
-    of the limit    ms of the products / ms per token
+    of the limit    ms of the products, compiled by XLA if the contender is, / ms per token
     first call      seconds of the first call, which traces and compiles; again: the first call of a second process,
                     which finds XLA's results on disk (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory)
 """
@@ -178,7 +179,33 @@ def products(folder: pathlib.Path, how: How) -> Generate:
     return generate
 
 
-CONTENDERS = {"tfzoo": with_tfzoo, "kerashub": kerashub, "transformers": transformers, "products": products}
+def savedmodel(folder: pathlib.Path, how: How) -> Generate:
+    import numpy as np
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  Registers operations.
+
+    loaded: list[Any] = []
+
+    def generate(family, batch, new):
+        if not loaded:
+            loaded.append(tf.saved_model.load(folder / f"{family}_savedmodel"))
+        rows = {"max_new_tokens": new, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+        texts = tf.constant(["x" * PROMPT] * batch)
+        rows = {name: tf.fill([batch], value) for name, value in rows.items()}
+        found = loaded[0].signatures["generate"](text=texts, **rows)
+        assert np.all(found["num_tokens"] == new), "a text ended early"
+        return []
+
+    return generate
+
+
+CONTENDERS = {
+    "tfzoo": with_tfzoo,
+    "savedmodel": savedmodel,
+    "kerashub": kerashub,
+    "transformers": transformers,
+    "products": products,
+}
 
 
 def work(contender: str, folder: pathlib.Path) -> Callable[..., Any]:
@@ -218,6 +245,19 @@ def write(folder: pathlib.Path, families: list[str]) -> None:
         tfzoo.save(model, folder / family)
 
 
+def write_savedmodel(folder: pathlib.Path, family: str) -> None:
+    """Writes a SavedModel that reads each byte of a text as a token."""
+    import tfzoo
+    from tfzoo.export import answers, savedmodel
+    from tfzoo.text.byte_level import ByteLevelBPE
+    from tfzoo.text.byte_level_model import BYTES
+
+    model, _ = tfzoo.load(folder / family)
+    others = [f"token{i}" for i in range(model.config.vocab_size - len(BYTES))]
+    options = answers.Options(sequence_length=PROMPT + NEW, max_new_tokens=NEW)
+    savedmodel.save(model, ByteLevelBPE([*BYTES, *others], []), folder / f"{family}_savedmodel", options)
+
+
 def write_onnx(folder: pathlib.Path, families: list[str], profiles: list[str]) -> None:
     """Writes the ONNX graphs of models, and those with weights in 8 bits."""
     import tfzoo
@@ -249,7 +289,7 @@ def start(contender: str, folder: pathlib.Path, cache: pathlib.Path) -> Worker:
 def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
     family, batch = task.split(":")[0], int(task.split(":")[1])
     if family != "gpt2":
-        names = [name for name in names if not name.startswith("products")]
+        names = [name for name in names if not name.startswith(("products", "savedmodel"))]
     workers = [start(name, folder, folder / "xla") for name in names]
     first_calls: dict[str, float] = {}
     tokens: dict[str, Any] = {}
@@ -277,31 +317,31 @@ def measure(task: str, names: list[str], folder: pathlib.Path, args) -> str:
         else [a / NEW for a in answers[name]]
         for name in names
     }
-    limits = [name for name in names if name.startswith("products")]
-    limit = min(limits, key=lambda name: statistics.median(each[name])) if limits else None
+    limits = sorted((name for name in names if name.startswith("products")), key=lambda name: sum(each[name]))
+    limit = {name: min(limits, key=lambda limit: ("-xla" in limit) != ("-xla" in name)) for name in names if limits}
     peers = [name for name in names if name.startswith(("kerashub", "transformers"))]
     peer = min(peers, key=lambda name: statistics.median(answers[name])) if peers else None
     for name in names:
-        if name.startswith("tfzoo"):
+        if name.startswith(("tfzoo", "savedmodel")):
             for rival in peers:
                 history.record("decode", task, name, rival, ratios(answers[rival], answers[name]))
-            if limit:
-                history.record("decode", task, name, limit, ratios(each[limit], each[name]))
+            if limits:
+                history.record("decode", task, name, limit[name], ratios(each[limit[name]], each[name]))
     rows = []
     for name in names:
         row = [name, f"{1000 * statistics.median(answers[name]):.0f}", f"{1000 * statistics.median(first[name]):.0f}"]
         row += [f"{1000 * statistics.median(each[name]):.1f}", f"{1000 * statistics.median(cpu[name]):.1f}"]
         row += [f"{batch * NEW / statistics.median(answers[name]):.1f}"]
-        row += [f"{ratio(each[limit], each[name]):.2f}"] if limit else []
+        row += [f"{ratio(each[limit[name]], each[name]):.2f}"] if limits else []
         row += [f"{ratio(answers[peer], answers[name]):.2f}"] if peer else []
         row += [f"{first_calls[name]:.1f}", f"{again[name]:.1f}" if name in again else ""]
-        if name == "tfzoo" or name.startswith("products"):
+        if name == "tfzoo" or name.startswith(("products", "savedmodel")):
             row.append("")
         else:
             alike = [a == b for a, b in zip(tokens[name], tokens["tfzoo"], strict=True)]
             row.append(f"{sum(alike)} of {batch}")
         rows.append(row)
-    heads = [task, "ms", "first", "per token", "CPU", "tokens/s", *(["of the limit"] if limit else [])]
+    heads = [task, "ms", "first", "per token", "CPU", "tokens/s", *(["of the limit"] if limits else [])]
     heads += [f"speedup over {peer}"] if peer else []
     return markdown([*heads, "first call, s", "again", "texts equal to tfzoo's"], rows)
 
@@ -312,7 +352,8 @@ def main() -> None:
     onnx = ["tfzoo-onnx", "tfzoo-onnx-int8_weights"] if importlib.util.find_spec("onnxruntime") else []
     peers = ["kerashub", "kerashub-xla", *(["transformers"] if REFERENCES.exists() else [])]
     parser.add_argument(
-        "--contenders", default=",".join(["tfzoo", "tfzoo-xla", *onnx, *peers, "products", "products-xla"])
+        "--contenders",
+        default=",".join(["tfzoo", "tfzoo-xla", "savedmodel", *onnx, *peers, "products", "products-xla"]),
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where the weights are, or are to be written; they are kept")
@@ -320,6 +361,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker == "write_onnx":
         answer(lambda: lambda *asked: write_onnx(pathlib.Path(args.folder), *asked))
+        return
+    if args.worker == "write_savedmodel":
+        answer(lambda: lambda family: write_savedmodel(pathlib.Path(args.folder), family))
         return
     if args.worker == "write":
         answer(lambda: lambda *families: write(pathlib.Path(args.folder), list(families)))
@@ -340,6 +384,11 @@ def main() -> None:
             if missing := [family for family in families if not (folder / f"{family}_{profile}").exists()]:
                 writer = Worker("write_onnx", __file__, "--worker=write_onnx", f"--folder={folder}")
                 writer.ask(missing, [profile])
+                writer.close()
+        if "savedmodel" in args.contenders.split(",") and "gpt2" in families:
+            if not (folder / "gpt2_savedmodel").exists():
+                writer = Worker("write_savedmodel", __file__, "--worker=write_savedmodel", f"--folder={folder}")
+                writer.ask("gpt2")
                 writer.close()
         for task in args.tasks.split(","):
             print(measure(task, args.contenders.split(","), folder, args), flush=True)

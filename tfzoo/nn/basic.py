@@ -119,7 +119,7 @@ class Dense(keras.layers.Dense):
     It flattens x to [N, I], a shape for which TensorFlow fuses the product with the bias.
     """
 
-    stored = None  # A StoredMatrix that replaces the kernel; see `store_weights`.
+    stored: Any = None  # A StoredMatrix that replaces the kernel; see `store_weights`.
     computes_logits = False  # Whether the results are compared with each other, and a StoredMatrix rounds them less.
 
     def quantize(self, mode=None, *args, **kwargs):
@@ -134,12 +134,10 @@ class Dense(keras.layers.Dense):
         shape = ops.shape(inputs)
         x = inputs if len(shape) == 2 else ops.reshape(inputs, (-1, shape[-1]))
         x = _matmul(x, read(self.kernel)) if self.stored is None else self.stored.product(x, self.computes_logits)
-        if is_compiled() and has_few_rows():
-            # XLA would fuse the product with an addition, so that it runs in one thread and stored weights are cast in
-            # memory.
-            (x,) = apart(x)
-        if self.use_bias and has_few_rows() and self.activation is keras.activations.linear:
-            # The reshape keeps TensorFlow from fusing product and bias: fused, oneDNN takes 40 us longer for one row.
+        if self.stored is not None and is_compiled() and has_few_rows():
+            (x,) = apart(x)  # Fused with an addition, the product would not be fused with the cast of its weights.
+        if self.use_bias and has_few_rows():
+            # The reshape keeps TensorFlow from fusing product and bias: fused, oneDNN takes longer for one row.
             x = tf.reshape(tf.reshape(x, (1, -1, self.units)) + read(self.bias), (-1, self.units))
         elif self.use_bias:
             x = tf.nn.bias_add(x, read(self.bias))
