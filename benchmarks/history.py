@@ -54,10 +54,10 @@ _SHOWN = 12  # Ratios in a row's picture.
 _INTRODUCTION = f"""\
 `make bench` appends to [benchmarks/history.jsonl](../benchmarks/history.jsonl), and `benchmarks/history.py` draws this
 page from it. Each line of a table is the newest ratio of a benchmark: the speed of the contender relative to that of
-the rival, the median over rounds, with its 95% interval. The change is that since the previous record on a processor
-with the same features; it is marked if neither interval contains the other's ratio. A bar stands for each of the last
-{_SHOWN} records, the newest on the right. A commit with + had changes. [benchmarks/README.md](../benchmarks/README.md)
-describes the benchmarks."""
+the rival, the median over rounds, with its 95% interval (of five rounds or fewer, the whole range). The change is that
+since the previous record on a processor with the same features; it is marked if neither interval contains the other's
+ratio. A bar stands for each of the last {_SHOWN} records, the newest on the right. A commit with + had changes.
+[benchmarks/README.md](../benchmarks/README.md) describes the benchmarks."""
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:

@@ -13,6 +13,8 @@ import tensorflow as tf
 
 import tfzoo
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 model_dir, labelled, output_dir, learning_rate = sys.argv[1:]
 with open(labelled, encoding="utf-8") as file:
     rows = [line.rstrip("\n").split("\t", 1) for line in file]

@@ -133,9 +133,10 @@ def texts_of(path: pathlib.Path, source: str) -> set[Text]:
 
 
 def all_texts() -> list[Text]:
-    """Returns the texts of all modules, of README.md and of docs/."""
+    """Returns the texts of all modules and of the pages for users and contributors."""
     root = helpers.ROOT
-    paths = [root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("tfzoo/**/*.py"))]
+    pages = [*root.glob("*.md"), *root.glob("docs/*.md"), root / "export" / "README.md", root / "serving" / "README.md"]
+    paths = [*sorted(pages), *sorted(root.glob("tfzoo/**/*.py"))]
     texts = {text for path in paths for text in texts_of(path.relative_to(root), path.read_text())}
     return sorted(texts, key=lambda text: (text.path, text.line, text.text))
 

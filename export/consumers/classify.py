@@ -12,8 +12,15 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 folder, texts = pathlib.Path(sys.argv[1]), sys.argv[2:]
-manifest = json.loads((folder / "manifest.json").read_text())
+path = folder / "manifest.json"
+manifest = json.loads(path.read_text() if path.is_file() else "{}")
+if manifest.get("kind") != "onnx":
+    sys.exit(f"{folder} is not an ONNX artifact; specify exports/onnx/NAME/VERSION")
+if not (folder / "tokenizer" / "tokenizer.json").is_file():
+    sys.exit(f"{folder} has no tokenizer/tokenizer.json, which this program needs")
 classifies = manifest.get("problem_type") in ("single_label_classification", "multi_label_classification")
 if not classifies or len(manifest["model"]["heads"]) > 1:
     sys.exit(f"{folder} is not a classifier, or has other heads as well")

@@ -60,7 +60,12 @@ def main():
     parser.add_argument("--ids", action="store_true", help="print the new tokens' ids instead of the text")
     flags = parser.parse_args()
 
-    manifest = json.loads((flags.artifact / "manifest.json").read_text())
+    path = flags.artifact / "manifest.json"
+    manifest = json.loads(path.read_text() if path.is_file() else "{}")
+    if manifest.get("kind") != "onnx" or "generation" not in manifest or not (flags.artifact / "model.onnx").is_file():
+        parser.error(f"{flags.artifact} is not an ONNX artifact of a decoder; specify exports/onnx/NAME/VERSION")
+    if not (flags.artifact / "tokenizer" / "tokenizer.json").is_file():
+        parser.error(f"{flags.artifact} has no tokenizer/tokenizer.json, which this program needs")
     tokenizer = tokenizers.Tokenizer.from_file(str(flags.artifact / "tokenizer" / "tokenizer.json"))
     session = onnxruntime.InferenceSession(str(flags.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
     ids = tokenizer.encode(flags.prompt).ids

@@ -169,6 +169,19 @@ class ConsumersTest(tf.test.TestCase):
             self.assertEqual([part.split()[0] for part in line.split("   ")], [small.VOCAB[i] for i in best])
             self.assertAllClose([float(part.split()[1]) for part in line.split("   ")], chances[best], atol=6e-5)
 
+    def test_artifacts_of_other_kinds_are_refused_in_one_line(self):
+        for program, artifact_, line in (
+            ("fill", EXPORTED["classifier"], "is not an ONNX artifact of a masked language model; specify"),
+            ("fill", EXPORTED["writer"], "is not an ONNX artifact of a masked language model; specify"),
+            ("classify", EXPORTED["writer"], "is not a classifier, or has other heads as well"),
+            ("classify", FOLDER, "is not an ONNX artifact; specify exports/onnx/NAME/VERSION"),
+            ("generate", EXPORTED["classifier"], "is not an ONNX artifact of a decoder; specify"),
+        ):
+            command = [sys.executable, CONSUMERS / f"{program}.py", artifact_, "a text"]
+            done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(f"{artifact_} {line}", done.stderr.splitlines()[-1])
+
     @pytest.mark.faults
     def test_in_javascript(self):
         folder = javascript(self)

@@ -107,6 +107,11 @@ class TrainConfigTest(unittest.TestCase):
             config.write(path)
             self.assertEqual(TrainConfig.read(path, "here"), config)
             self.assertNotIn("run_dir", path.read_text())
+            # On the command line, --objective contradicts --task.
+            for arguments, has in (([], True), (["--task=classify", "--train_file=x"], False)):
+                parsed(*arguments).write(path)
+                self.assertEqual("\n--objective=" in path.read_text(), has)
+                self.assertEqual(TrainConfig.read(path, "here"), parsed(*arguments))
 
     def test_a_run_of_another_objective_is_refused_by_the_flags_that_both_have(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -858,7 +858,7 @@ def check_cases(cases, manifest):
     """Checks that golden.npz has the cases that the artifact contract promises.
 
     For ids: three batch sizes, three lengths up to the longest (fewer if the model reads few tokens or only one
-    length), and padding. For texts: no text, an empty one (unless the model continues it), one that is truncated, and
+    length), and padding. For texts: no text, an empty one (unless the model refuses it), one that is truncated, and
     one that is not ASCII. Every output of the model is compared.
     """
     stated, onnx = manifest["signatures"], manifest["kind"] == "onnx"
@@ -906,8 +906,9 @@ def check_cases(cases, manifest):
         0 in sizes and len(sizes) >= 3, "the cases of serving_default have fewer than three numbers of texts, or not 0"
     )
     check(not all(text.isascii() for text in texts), "the cases of serving_default have only ASCII texts")
-    continues = "generation" in manifest and "decoder_start_token_id" not in manifest
-    check("" in texts or continues, "the cases of serving_default have no empty text")
+    # What continues texts, or reads marked entities, refuses an empty text.
+    refused = "markers" in manifest or ("generation" in manifest and "decoder_start_token_id" not in manifest)
+    check("" in texts or refused, "the cases of serving_default have no empty text")
     truncated = any(sides["outputs"]["truncated"].any() for sides in found)
     refuses = manifest["options"].get("long_texts") == "refuse"
     check(truncated or refuses, "the cases of serving_default have no truncated text")

@@ -495,7 +495,10 @@ class TrainConfig(CorpusConfig):
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes a flagfile that reproduces the run in any folder."""
-        cli.write_flags(self.to_flags(), path, leave_out=("run_dir", "resume", "cache_dir"))
+        leave_out = ["run_dir", "resume", "cache_dir"]
+        if self.task is not None:  # A task has no objective, and --objective contradicts --task.
+            leave_out.append("objective")
+        cli.write_flags(self.to_flags(), path, leave_out)
 
     def values(self) -> dict[str, Any]:
         """Returns every option and its value, including those of the objective."""
