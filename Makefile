@@ -108,6 +108,7 @@ bench: $(INSTALLED) $(PEERS_INSTALLED)  ## run the benchmarks against KerasHub a
 	$(PEERS) benchmarks/packing.py
 	$(PEERS) benchmarks/predict.py
 	$(PEERS) benchmarks/decode.py
+	$(PY) benchmarks/prefill.py
 	$(PEERS) benchmarks/serve.py
 	$(PY) benchmarks/start.py
 	$(PY) benchmarks/export.py
