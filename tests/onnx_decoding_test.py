@@ -371,7 +371,7 @@ class CommandTest(Case):
             ("--penalty_alpha: --engine=onnx does not support it", folder, "--penalty_alpha=0.5", "--top_k=3"),
             ("--jit_compile: --engine=onnx does not support it", folder, "--jit_compile"),
             ("--assistant_dir: --engine=onnx does not support it", folder, f"--assistant_dir={folder}"),
-            ("contains artifacts, but is none", folder.parent),
+            ("contains artifacts, but is not one itself", folder.parent),
         ):
             with self.subTest(words):
                 code, out, err = helpers.run(generate, f"--model_dir={where}", "--prompt=a", *flags)

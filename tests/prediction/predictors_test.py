@@ -354,7 +354,7 @@ class CommandTest(Case):
             (
                 "exports",
                 [],
-                "contains artifacts, but is none; specify the folder of one, such as .*savedmodel/tagger/1",
+                "contains artifacts, but is not one itself; specify the folder of one, such as .*savedmodel/tagger/1",
             ),
             (self.artifacts["onnx"], ["--weights=int8"], "--weights=int8: does not apply to an exported artifact"),
             (self.artifacts["onnx"], ["--sequence_length=8"], "--sequence_length=8: does not apply"),

@@ -110,6 +110,9 @@ def export(
     """
     name = model.family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
+    for flag, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
+        if value is not None and not model.can_generate:
+            raise UserError(f"--{flag}={value}: model {model.name!r} does not write texts; omit it")
     longest = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
     options = Options(
         longest,

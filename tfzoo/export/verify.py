@@ -75,10 +75,12 @@ def main(arguments):
     flags = [re.fullmatch(f"--({'|'.join(LIMITS)})=([1-9][0-9]{{0,8}})", argument) for argument in arguments]
     limits = {flag[1]: int(flag[2]) for flag in flags if flag}
     places = [argument for argument, flag in zip(arguments, flags) if not flag]
-    if not places or any(place.startswith("-") for place in places):
+    asked = {"-h", "--help"} & {*arguments}
+    if asked or not places or any(place.startswith("-") for place in places):
         usage = " ".join(f"[--{name}={default}]" for name, default in LIMITS.items())
-        print(f"usage: python verify.py {usage} FOLDER...  (replays every artifact under the folders)", file=sys.stderr)
-        return 2
+        usage = f"usage: python verify.py {usage} FOLDER...  (replays every artifact under the folders)"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     folders = []
     for place in places:
         contained = artifacts(pathlib.Path(place))

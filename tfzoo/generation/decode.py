@@ -186,7 +186,7 @@ def _none(options: Options, count: int):
 def _check_model(model, options: Options) -> None:
     if not model.can_generate:
         raise UserError(
-            f"model {model.name!r} has no causal decoder with a head 'lm'; use gpt2, llama, t5, ... to generate text"
+            f"model {model.name!r} has no causal decoder with an 'lm' head; use a model such as gpt2, llama or t5"
         )
     if model.config.attention not in ("full", "lean"):
         raise UserError(

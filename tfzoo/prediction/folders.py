@@ -101,7 +101,7 @@ def manifest_of(folder: pathlib.Path) -> dict[str, Any] | None:
             return None
         if found := sorted(folder.glob(f"**/{manifests.NAME}")):
             raise UserError(
-                f"--model_dir={folder}: contains artifacts, but is none; specify the folder of one, such as "
+                f"--model_dir={folder}: contains artifacts, but is not one itself; specify the folder of one, such as "
                 f"{found[-1].parent}"
             )
         if (folder / "saved_model.pb").is_file():

@@ -61,6 +61,8 @@ class Source:
     def __init__(self, path: str, form: str | None = None):
         self.path, self.is_stdin = path, path == STDIN
         self.name = "stdin" if self.is_stdin else path
+        if os.path.isdir(path):
+            raise UserError(f"--input={path}: is a folder; specify a .txt, .jsonl, .csv or .tsv file")
         found = form or ("txt" if self.is_stdin else fields.format_of(path))
         if found not in FORMATS:
             raise UserError(
