@@ -72,9 +72,9 @@ def export(folder: pathlib.Path, formats: str) -> None:
 
 
 class Server:
-    """A server of one format, in a process of its own."""
+    """A server of one format, in a process of its own; `more` are further flags."""
 
-    def __init__(self, folder: pathlib.Path, kind: str, has_batches: bool):
+    def __init__(self, folder: pathlib.Path, kind: str, has_batches: bool, *more: str):
         self.kind, self.has_batches = kind, has_batches
         self.name = f"{kind}{', batching' if has_batches else ''}"
         with socket.socket() as first, socket.socket() as second:
@@ -86,10 +86,11 @@ class Server:
         # While one thread runs a batch on all processors, the next requests fill a larger batch.
         batching.write_text(f"max_batch_size {{ value: {MOST} }} num_batch_threads {{ value: 1 }}")
         flags = ["--enable_batching", f"--batching_parameters_file={batching}"] if has_batches else []
+        if not any(flag.startswith("--model_config_file") for flag in more):
+            flags += [f"--model_name={NAME}", f"--model_base_path={folder / kind / NAME}"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tfzoo.serve", f"--port={self.port}", f"--rest_api_port={self.rest_port}",
-             f"--model_name={NAME}", f"--model_base_path={folder / kind / NAME}",
-             f"--monitoring_config_file={monitoring}", *flags],
+             f"--monitoring_config_file={monitoring}", *flags, *more],
             env=environment(), stderr=None if "BENCH_VERBOSE" in os.environ else subprocess.DEVNULL,
         )  # fmt: skip
         self.pid = self._process.pid
@@ -107,6 +108,11 @@ class Server:
                 return response.status, response.read().decode()
             except OSError:
                 return 0, ""
+
+    def state(self, model: str, version: int) -> str:
+        """Returns the state of a version of a model, such as AVAILABLE; "" if the server does not know it."""
+        status, body = self._ask(f"/v1/models/{model}/versions/{version}")
+        return json.loads(body)["model_version_status"][0]["state"] if status == 200 else ""
 
     def address(self, protocol: str) -> str:
         return f"grpc://127.0.0.1:{self.port}" if protocol == "gRPC" else f"http://127.0.0.1:{self.rest_port}"
