@@ -320,7 +320,9 @@ class CommandTest(Case):
         bad.write_text('{"prompt": "a"}\n{"text": "b"}\n')
         empty = self.shared / "empty.txt"
         empty.write_text("\n")
-        self.assert_error("--model_dir=/nowhere: no such folder; check the path", "--prompt=a", model_dir="/nowhere")
+        self.assert_error(
+            "--model_dir=/nowhere: contains no config.json; specify a run folder", "--prompt=a", model_dir="/nowhere"
+        )
         self.assert_error("no causal decoder", "--prompt=a", model_dir=encoder)
         self.assert_error(r"prompt 0 \(''\) is empty", "--prompt=")
         self.assert_error("--prompt and --chat: are mutually exclusive", "--prompt=a", "--chat")

@@ -446,7 +446,7 @@ class ArtifactTest(tf.test.TestCase):
     def test_wrong_use_of_verify(self):
         empty = FOLDER / "empty"
         empty.mkdir()
-        for arguments in ([], ["--help"], [str(empty)], [str(FOLDER / "nowhere")]):
+        for arguments in ([], ["--halp"], [str(empty)], [str(FOLDER / "nowhere")]):
             with contextlib.redirect_stderr(io.StringIO()) as stderr:
                 self.assertEqual(verify.main(arguments), 2)
             self.assertLen(stderr.getvalue().splitlines(), 1)

@@ -105,8 +105,8 @@ class ReadmeTest(unittest.TestCase):
             ).stdout
             for name in ("client.py", "load_test.py")
         )
-        # Docker's --rm, and a flag of exports that is mentioned.
-        for flag in set(re.findall(r"--(\w+)", page)) - {"rm", "refuse"}:
+        # Docker's --rm, and flags of exports that are mentioned.
+        for flag in set(re.findall(r"--(\w+)", page)) - {"rm", "name", "refuse"}:
             self.assertTrue(flag in own or re.search(rf"--{flag}\b", helps), flag)
         command = re.search(r"^CMD (\[.*\])$", (SERVING / "Dockerfile").read_text(), re.MULTILINE)
         flags = [flag.lstrip("-").partition("=")[0] for flag in json.loads(command[1])]
