@@ -14,6 +14,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tests import helpers
 from tfzoo import models, publish
+from tfzoo.export import __main__ as export
 from tfzoo.serve import __main__ as serve
 from tfzoo.serve import messages
 
@@ -99,15 +100,16 @@ class ReadmeTest(unittest.TestCase):
         own = absl_flags.FlagValues()
         for program in (serve, publish):
             program.define_flags(own)
+        exports = absl_flags.FlagValues()
+        export.define_flags(exports)
         helps = "".join(
             subprocess.run(
                 [sys.executable, SERVING / name, "--help"], capture_output=True, text=True, check=True
             ).stdout
             for name in ("client.py", "load_test.py")
         )
-        # Docker's --rm, and flags of exports that are mentioned.
-        for flag in set(re.findall(r"--(\w+)", page)) - {"rm", "name", "refuse"}:
-            self.assertTrue(flag in own or re.search(rf"--{flag}\b", helps), flag)
+        for flag in set(re.findall(r"--(\w+)", page)) - {"rm"}:  # Docker's.
+            self.assertTrue(flag in own or flag in exports or re.search(rf"--{flag}\b", helps), flag)
         command = re.search(r"^CMD (\[.*\])$", (SERVING / "Dockerfile").read_text(), re.MULTILINE)
         flags = [flag.lstrip("-").partition("=")[0] for flag in json.loads(command[1])]
         self.assertLessEqual({*flags}, {*own})

@@ -91,6 +91,9 @@ def main(flags: absl_flags.FlagValues) -> None:
     for name in ("absl", "tensorflow"):  # Their messages about a SavedModel's functions do not concern users.
         logging.getLogger(name).setLevel(logging.WARNING)
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
+    for name in ("max_new_tokens", "num_beams"):
+        if options[name] is not None and not model.can_generate:
+            raise UserError(f"--{name}={options[name]}: model {model.name!r} does not write texts; omit it")
     task = runs.task_of(flags.model_dir)
     if options["text_pair"] is None:
         options["text_pair"] = task is not None and task.pair

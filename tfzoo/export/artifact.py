@@ -110,8 +110,6 @@ def export(
     """
     name = model.family if name is None else name
     _check_arguments(name, version, formats, precision, onnx_variants, keep_versions)
-    if not model.can_generate:
-        _refuse(model, max_new_tokens=max_new_tokens, num_beams=num_beams)
     longest = min(embeddings.longest(model), _LONGEST) if sequence_length is None else sequence_length
     options = Options(
         longest,
@@ -179,13 +177,6 @@ def _check_arguments(name, version, formats, precision, onnx_variants, keep_vers
         for value in values:
             if value not in choices or list(values).count(value) > 1:
                 raise UserError(f"--{flag}={','.join(values)}: choose from {', '.join(choices)}, each at most once")
-
-
-def _refuse(model, **flags) -> None:
-    """Raises UserError if a flag is set that only applies to models that write texts."""
-    for flag, value in flags.items():
-        if value is not None:
-            raise UserError(f"--{flag}={value}: model {model.name!r} does not write texts; omit it")
 
 
 def _write(
