@@ -11,20 +11,30 @@ import tensorflow as tf
 from tests import helpers
 from tests.export import small
 from tests.serve import artifacts
-from tfzoo import generate, generation, score
+from tests.text.varied import SENTENCES
+from tfzoo import generate, generation, score, text
+from tfzoo.chat import ChatTemplate
 from tfzoo.errors import CheckFailed, UserError
 from tfzoo.evaluation import likelihood
+from tfzoo.export import tokenizer_files
 from tfzoo.export.answers import Options
 from tfzoo.generation import constraints as of_tensors
 from tfzoo.generation import draws as of_tensors_too
-from tfzoo.generation.texts import ModelWriter
+from tfzoo.generation import stops
+from tfzoo.generation.texts import ModelWriter, decode_text
 from tfzoo.models.record import FolderRecord
 from tfzoo.onnx_decoding import constraints, draws
 from tfzoo.onnx_decoding.graphs import Graphs
 from tfzoo.onnx_decoding.likelihood import OnnxScorer
+from tfzoo.onnx_decoding.tokens import Tokens
 from tfzoo.onnx_decoding.writer import OnnxWriter
 from tfzoo.prediction import folders
+from tfzoo.serve.decoder import Decoder, Sampling
+from tfzoo.serve.loading import Loader
+from tfzoo.serve.metrics import Metrics
+from tfzoo.text import training
 from tfzoo.text.extended import extended
+from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.training import runs
 
 PROMPTS = ["de a", "hello, w", "x"]
@@ -44,6 +54,7 @@ class Case(unittest.TestCase):
     """The families are exported once for all tests of a class."""
 
     tokenizer: object
+    tokenizers: dict = {}  # Of families with another one.
 
     @classmethod
     def setUpClass(cls):
@@ -56,11 +67,32 @@ class Case(unittest.TestCase):
         """Returns (model, folder of its artifact)."""
         if (family, profile) not in self.made:
             sizes = dict(head_dim=8) if profile == "genai" else {}
-            model = small.model(family, heads=["lm"], vocab_size=self.tokenizer.vocab_size, **sizes)
+            tokenizer = self.tokenizers.get(family, self.tokenizer)
+            size = tokenizer.vocab_size + 3 * (
+                family in self.tokenizers
+            )  # Released T5 models have ids without a token.
+            model = small.model(family, heads=["lm"], vocab_size=size, **sizes)
             folder = self.shared / f"{family}_{profile}" / "1"
-            artifacts.export(model, self.tokenizer, folder, Options(length, max_new_tokens=12), profile)
+            artifacts.export(model, tokenizer, folder, Options(length, max_new_tokens=12), profile)
+            # What a folder would state, so that both read the same special tokens.
+            model.record = FolderRecord(generation_config=folders.manifest_of(folder)["generation"])
             self.made[family, profile] = model, folder
         return self.made[family, profile]
+
+    def check(self, family, profile="standard", ways=tuple(WAYS), prompts=PROMPTS):
+        model, folder = self.exported(family, profile)
+        writer = opened(folder)
+        reference = ModelWriter(model, self.tokenizers.get(family, self.tokenizer))
+        for way in ways:
+            options = WAYS[way] | dict(max_new_tokens=12)
+            with self.subTest(family=family, profile=profile, way=way), helpers.op_by_op():
+                expected = reference.generate_text(prompts, **options)
+                found = writer.generate_text(prompts, **options)
+                self.assertEqual([each.token_ids for each in found], [each.token_ids for each in expected])
+                self.assertEqual([each.text for each in found], [each.text for each in expected])
+                for each, other in zip(found, expected, strict=True):
+                    np.testing.assert_allclose(each.scores, other.scores, rtol=2e-5, atol=2e-5)
+                    np.testing.assert_allclose(each.sequence_score, other.sequence_score, rtol=2e-5, atol=2e-5)
 
 
 def opened(folder, variant=None):
@@ -68,23 +100,6 @@ def opened(folder, variant=None):
 
 
 class SameTextsTest(Case):
-    def check(self, family, profile="standard", ways=tuple(WAYS)):
-        model, folder = self.exported(family, profile)
-        writer = opened(folder)
-        # What a folder would state, so that both read the same special tokens.
-        model.record = FolderRecord(generation_config=json.loads((folder / "manifest.json").read_text())["generation"])
-        reference = ModelWriter(model, self.tokenizer)
-        for way in ways:
-            options = WAYS[way] | dict(max_new_tokens=12)
-            with self.subTest(family=family, profile=profile, way=way), helpers.op_by_op():
-                expected = reference.generate_text(PROMPTS, **options)
-                found = writer.generate_text(PROMPTS, **options)
-                self.assertEqual([each.token_ids for each in found], [each.token_ids for each in expected])
-                self.assertEqual([each.text for each in found], [each.text for each in expected])
-                for each, other in zip(found, expected, strict=True):
-                    np.testing.assert_allclose(each.scores, other.scores, rtol=2e-5, atol=2e-5)
-                    np.testing.assert_allclose(each.sequence_score, other.sequence_score, rtol=2e-5, atol=2e-5)
-
     def test_of_a_decoder(self):
         self.check("gpt2")
 
@@ -136,14 +151,12 @@ class SameTextsTest(Case):
         (grown,) = writer.generate_text(["de a"], max_new_tokens=10, on_text=pieces.append)
         self.assertEqual(("".join(pieces), grown), (whole.text, whole))
         self.assertGreater(len(pieces), 3)
-        (meant,) = [writer.encode(["a</s>"], ["</s>"])]
-        self.assertEqual(meant, self.tokenizer.tokenize(["a</s>"], ["</s>"]).to_list())
-        self.assertEqual(writer.encode(["a</s>"]), self.tokenizer.tokenize(["a</s>"]).to_list())
+        texts = ["a</s>", "a <mask></s> b<mask>", "de"]
+        for special in ((), ["</s>"], ["<mask>"], ["</s>", "<mask>"], ()):
+            self.assertEqual(writer.encode(texts, special), self.tokenizer.tokenize(texts, special).to_list())
 
     def test_answers_of_an_encoder_decoder(self):
         model, folder = self.exported("t5")
-        ids = json.loads((folder / "manifest.json").read_text())["generation"]
-        model.record = FolderRecord(generation_config=ids)
         predictor = folders.open_folder(folder)
         long = "a text of more than thirty-two tokens, which is cut"
         rows = [[*self.tokenizer.tokenize([text]).to_list()[0][:31], 2] for text in ("de a", long)]
@@ -188,6 +201,146 @@ class SameTextsTest(Case):
 
         with mock.patch.object(Graphs, "run", broken), self.assertRaisesRegex(CheckFailed, "not finite"):
             writer.generate_text(["a"], max_new_tokens=2)
+
+
+class SentencePieceTest(Case):
+    """Models that write texts with the pieces of a SentencePiece model."""
+
+    prompts = ["The quick <think>fox", "été: 9,99 \u6771 </s>", "x  y"]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        t5 = training.train_sentencepiece(SENTENCES, 500)
+        llama = training.train_sentencepiece(
+            SENTENCES,
+            700,
+            "bpe",
+            ("<unk>", "<s>", "</s>"),
+            byte_fallback=True,
+            normalization="identity",
+            keep_spaces=True,
+        )
+        cls.tokenizers = {"t5": SentencePiece(t5, sentinels=4)}
+        folder = cls.shared / "llama_tokenizer"
+        SentencePiece(llama, "llama").save(folder)
+        path = folder / "tokenizer_config.json"
+        added = {
+            "700": {"content": "<think>", "special": False},
+            "701": {"content": "<tool>", "special": True, "lstrip": True},
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"legacy": False, "added_tokens_decoder": added}))
+        cls.tokenizers["llama"] = extended(text.load(folder), chat_templates={"default": artifacts.TEMPLATE})
+
+    def reference(self, family):
+        return ModelWriter(self.exported(family)[0], self.tokenizers[family])
+
+    def test_texts(self):
+        for family in ("t5", "llama"):
+            self.check(family, ways=("greedy", "sampling"), prompts=self.prompts)
+
+    @pytest.mark.faults
+    def test_texts_of_every_search(self):
+        self.check("t5", prompts=self.prompts)
+        self.check("llama", prompts=self.prompts)
+        self.check("llama", "genai", ("constrained", "sampling", "beams"), self.prompts)
+
+    def test_special_tokens_stop_strings_and_a_growing_text(self):
+        for family in ("t5", "llama"):
+            writer, reference = opened(self.exported(family)[1]), self.reference(family)
+            name = {"t5": "<extra_id_1>", "llama": "<tool>"}[family]
+            texts = [*self.prompts, f"a {name}b", f"{name} {name}</s>a <think>"]
+            for special in ((), (name,), (name, "</s>")):
+                self.assertEqual(writer.encode(texts, special), reference.encode(texts, special), special)
+            with self.assertRaisesRegex(UserError, "special: 'fox' is not one of"):
+                writer.encode(["a fox"], ["fox"])
+            (whole,) = writer.generate_text(["The fox"], max_new_tokens=10, seed=7, do_sample=True)
+            stop = whole.text.strip()[2:4]
+            how = dict(max_new_tokens=10, seed=7, do_sample=True, stop_strings=[stop])
+            for skip in (True, False):
+                found = writer.generate_text(["The fox"], skip_special_tokens=skip, **how)
+                with helpers.op_by_op():
+                    expected = reference.generate_text(["The fox"], skip_special_tokens=skip, **how)
+                self.assertEqual([each[:2] for each in found], [each[:2] for each in expected])
+                self.assertLess(len(found[0].token_ids), 10)
+            pieces: list[str] = []
+            writer.generate_text(["The fox"], max_new_tokens=10, seed=7, do_sample=True, on_text=pieces.append)
+            self.assertEqual("".join(pieces), whole.text)
+
+    def test_stop_strings_are_searched_in_the_same_text(self):
+        tokens, tokenizer = opened(self.exported("t5")[1]).tokenizer, self.tokenizers["t5"]
+        texts, random = stops.token_texts(tokenizer), np.random.default_rng(0)
+        special = tokenizer.special_ids
+        for _ in range(50):
+            ids = [*random.integers(0, tokenizer.vocab_size, 6).tolist(), *random.choice(special, 2).tolist()]
+            random.shuffle(ids)
+            self.assertEqual(tokens.following(ids), b"".join(texts[i] for i in ids).decode())
+
+    def test_scores(self):
+        for family in ("t5", "llama"):
+            model, folder = self.exported(family)
+            scorer = OnnxScorer(folder, folders.manifest_of(folder))
+            ends = [" fox", "x", " \u6771"]
+            expected = likelihood.score_continuations(model, self.prompts, ends, self.tokenizers[family])
+            for each, other in zip(scorer.continuations(self.prompts, ends), expected, strict=True):
+                self.assertEqual(each.token_ids, other.token_ids)
+                np.testing.assert_allclose(each.scores, other.scores, rtol=2e-5, atol=2e-5)
+
+    def test_answers_of_an_encoder_decoder(self):
+        _, folder = self.exported("t5")
+        reference = self.reference("t5")
+        predictor = folders.open_folder(folder)
+        with helpers.op_by_op():
+            expected = reference.generate_text(self.prompts, max_new_tokens=12)
+        self.assertEqual(
+            predictor.answer([(prompt,) for prompt in self.prompts]),
+            [{"generated_text": one.text} for one in expected],
+        )
+
+    def test_a_server_sends_the_same_text(self):
+        _, folder = self.exported("llama")
+        made, servable, reference = Decoder(folder), Loader(Metrics())("m", 1, folder), self.reference("llama")
+        how = dict(max_new_tokens=12, temperature=1.0, top_k=0, top_p=1.0)
+        for seed in range(4):
+            ids = made.ids(["fox", "\u6771", "x  "][seed % 3])
+            parts = [part for part, _ in made.write(servable, ids, Sampling(**how, seed=seed), lambda: None)]
+            with helpers.op_by_op():
+                (expected,) = reference.generate_from([ids], do_sample=True, seed=seed, **how)
+            self.assertEqual("".join(parts), expected.text)
+            self.assertGreater(sum(map(bool, parts)), 3)
+        message = [{"role": "user", "content": "de</s> \u6771"}]
+        template = ChatTemplate(artifacts.TEMPLATE, self.tokenizers["llama"])
+        self.assertEqual(made.chat_ids(message), template.ids(message, add_generation_prompt=True))
+
+
+class TextStreamTest(Case):
+    def test_parts_are_those_of_the_whole_text_in_tensorflow(self):
+        """Of any ids: parts of characters, special tokens, unknown words, and spaces."""
+        random = np.random.default_rng(0)
+        bytes_too = training.train_sentencepiece(SENTENCES, 700, byte_fallback=True)
+        for name, tokenizer, start in (
+            ("bytes", self.tokenizer, []),
+            ("pieces", SentencePiece(bytes_too, sentinels=4), []),
+            ("words", small.tokenizer(), [small.VOCAB.index("the")]),
+        ):
+            place = self.shared / name / "tokenizer"
+            tokenizer_files.write(tokenizer, ("$A", None), place)
+            tokens = Tokens(place.parent, {"frame": [{"text": "text", "segment": 0}]})
+            size = tokenizer.vocab_size
+            spaces = [i for i, piece in enumerate(tokenizer.vocab) if piece in ("\u2581", "\u0120", "<0x20>")]
+            often = [*tokenizer.special_ids, *spaces]
+            for _ in range(300):
+                ids = np.where(random.random(14) < 0.3, random.choice(often, 14), random.integers(0, size, 14)).tolist()
+                first = int(random.integers(0, 5))
+                before, ids = [*start, *ids[:first]], ids[first:]
+                stream = tokens.stream(before)
+                parts = [stream.add(i) for i in ids]
+                if random.random() < 0.5:
+                    parts.append(stream.end())
+                else:
+                    stream = tokens.stream(before)
+                    parts = [stream.add(i, last=n == len(ids)) for n, i in enumerate(ids, 1)]
+                self.assertEqual("".join(parts), decode_text(tokenizer, ids, before), (name, before, ids))
 
 
 class NumPyTest(unittest.TestCase):
@@ -290,8 +443,6 @@ class ScoreTest(Case):
     def test_texts_and_continuations(self):
         for family in ("gpt2", "t5"):
             model, folder = self.exported(family)
-            ids = json.loads((folder / "manifest.json").read_text())["generation"]
-            model.record = FolderRecord(generation_config=ids)
             scorer = OnnxScorer(folder, folders.manifest_of(folder), batch_size=3)
             contexts, ends = ["de a", "hello ", "a text of many more tokens than fit"], [" x", "you", " end."]
             if family == "gpt2":
@@ -309,9 +460,13 @@ class ScoreTest(Case):
 
 
 class CommandTest(Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        (cls.shared / "run").mkdir()
+
     def test_both_engines_write_the_same_and_say_which_they_are(self):
         model, folder = self.exported("gpt2")
-        model.record = FolderRecord(generation_config=folders.manifest_of(folder)["generation"])
         flags = ["--prompt=de a", "--max_new_tokens=8", "--do_sample", "--seed=3", "--top_k=9"]
         code, out, err = helpers.run(generate, f"--model_dir={folder}", *flags)
         self.assertEqual((code, err), (0, f"engine: onnx, because {folder} is an ONNX artifact (graphs: float32)\n"))

@@ -20,10 +20,10 @@ from tfzoo.errors import UserError
 from tfzoo.export import artifact, publish
 from tfzoo.export.answers.words import pieces_of
 from tfzoo.prediction import folders
-from tfzoo.prediction.onnx_tokenizers import SentencePieceTokenizer, open_tokenizer
 from tfzoo.serve.loading import Loader
 from tfzoo.serve.metrics import Metrics
 from tfzoo.text import marked, sentencepiece_files, training
+from tfzoo.text.libraries import SentencePieceTokenizer, open_tokenizer
 from tfzoo.text.sentencepiece import SentencePiece
 from tfzoo.text.sentencepiece_files import KINDS
 from tfzoo.text.wordpiece import WordPiece
@@ -106,17 +106,17 @@ class SentencePieceTest(unittest.TestCase):
     def check(self, folder: pathlib.Path, has_offsets: bool) -> None:
         one = text.load(folder)
         mask = () if one.mask_id is None else (one.vocab[one.mask_id],)
+        other = open_tokenizer(folder, one.fingerprint())
+        self.assertIsInstance(other, SentencePieceTokenizer)
         for special in dict.fromkeys(((), mask)):
-            other = open_tokenizer(folder, bool(special), one.fingerprint())
-            self.assertIsInstance(other, SentencePieceTokenizer)
             wanted = one.tokenize(self.lines, special).to_list()
-            found = other.encode(self.lines)
+            found = other.encode(self.lines, special=special)
             wrong = [ascii(a) for a, b, c in zip(self.lines, found, wanted) if list(b.ids) != c]
             self.assertEqual(wrong, [], special)
         self.assertEqual(other.has_offsets, has_offsets)
         if has_offsets:
             ids, starts, ends = (ragged.to_list() for ragged in one.tokenize_with_offsets(self.lines, special))
-            for line, encoded, *columns in zip(self.lines, other.encode(self.lines, True), ids, starts, ends):
+            for line, encoded, *columns in zip(self.lines, other.encode(self.lines, True, special), ids, starts, ends):
                 self.assertEqual([encoded.ids, encoded.offsets], [columns[0], [*zip(*columns[1:])]], ascii(line))
         else:
             with self.assertRaises(UserError):
@@ -168,7 +168,7 @@ class SentencePieceTest(unittest.TestCase):
         characters = [chr(c) for c in range(0x110000) if old.category(chr(c)) not in ("Cn", "Cs", "Co")]
         texts = [f"a{c}b A{c}" for c in characters]
         folder = self.folder("xlnet", "xlnet", lowercase=True, keep_accents=False)
-        tokenizer = SentencePieceTokenizer(folder, False)
+        tokenizer = SentencePieceTokenizer(folder)
         found = [tokenizer._cleaned(each) for each in texts]
         wanted = [each.decode() for each in text.load(folder)._clean(tf.constant(texts)).numpy()]
         self.assertEqual([ascii(a) for a, b, c in zip(characters, found, wanted) if b != c], [])
@@ -196,19 +196,19 @@ class SentencePieceTest(unittest.TestCase):
             (spaced, "^--model_dir=.*: the added token '  ' begins with white space, which only TensorFlow"),
         ):
             with self.assertRaisesRegex(UserError, message) as caught:
-                open_tokenizer(self.folder("t5", "t5", config), False)
+                open_tokenizer(self.folder("t5", "t5", config))
             self.assertNotIn("\n", str(caught.exception))
         folder = self.folder("t5", "t5")
         with self.assertRaisesRegex(UserError, "options that its files do not state; specify the SavedModel"):
-            open_tokenizer(folder, False, SentencePiece(self.models["t5"], prefix="never").fingerprint())
+            open_tokenizer(folder, SentencePiece(self.models["t5"], prefix="never").fingerprint())
         (folder / "spiece.model").write_bytes(self.models["t5"][:5000])
         with self.assertRaisesRegex(UserError, "spiece.model: is not a SentencePiece model, or is truncated"):
-            open_tokenizer(folder, False)
+            open_tokenizer(folder)
         (folder / "spiece.model").unlink()
         with self.assertRaisesRegex(
             UserError, "has neither a tokenizer.json nor a SentencePiece model; specify the Sa"
         ):
-            open_tokenizer(folder, False)
+            open_tokenizer(folder)
 
 
 class AnswersTest(OnnxCase):

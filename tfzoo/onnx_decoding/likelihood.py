@@ -36,14 +36,14 @@ class OnnxScorer:
       tokenizer: the Tokens.
 
     Raises:
-      UserError: the artifact does not write text, has no tokenizer.json or lacks the variant.
+      UserError: the artifact does not write text, its tokenizer cannot be read, or it lacks the variant.
     """
 
     def __init__(
         self, folder: str | os.PathLike, manifest: Mapping[str, Any], variant: str | None = None, **windows: Any
     ):
         folder = pathlib.Path(folder)
-        self._graphs, self.tokenizer = open_graphs(folder, manifest, variant), Tokens(folder)
+        self._graphs, self.tokenizer = open_graphs(folder, manifest, variant), Tokens(folder, manifest)
         self._folder, self._size = folder, manifest["model"]["config"]["vocab_size"]
         limit, positions = manifest["options"]["sequence_length"], manifest["model"]["config"]["positions"]
         if self._graphs.start is not None:

@@ -37,7 +37,7 @@ class OnnxWriter:
       length: the maximum number of tokens of a prompt, and for a decoder of what follows, too.
 
     Raises:
-      UserError: the artifact does not write text, has no tokenizer.json or lacks the variant.
+      UserError: the artifact does not write text, its tokenizer cannot be read, or it lacks the variant.
     """
 
     assists = False
@@ -45,7 +45,7 @@ class OnnxWriter:
     def __init__(self, folder: str | os.PathLike, manifest: Mapping[str, Any], variant: str | None = None):
         folder = pathlib.Path(folder)
         self._graphs: Graphs = open_graphs(folder, manifest, variant)
-        self.tokenizer = Tokens(folder)
+        self.tokenizer = Tokens(folder, manifest)
         self.is_encoder_decoder = self._graphs.start is not None
         options, self._config = manifest["options"], manifest["model"]["config"]
         self.length: int = options["sequence_length"]

@@ -7,7 +7,6 @@
 such a function here.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,29 +16,8 @@ from tfzoo.errors import UserError
 from tfzoo.export.vocabulary import TOP, Tags, boundaries, readable
 from tfzoo.prediction import answers
 from tfzoo.prediction.answers import Record
+from tfzoo.text.libraries import Vocabulary
 from tfzoo.text.spans import LONGEST_ANSWER, TOP_ANSWERS
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a vocabulary.
-
-    Attributes:
-      pieces: the tokens as they are in the vocabulary.
-      continues: whether a token continues a word, [V], if the vocabulary marks such tokens; otherwise None.
-      special_ids: the ids of special tokens, which do not represent text.
-      mask_id: the id of the mask token; None without one.
-      texts: () -> the text of each token; "" for special tokens that do not become text.
-      decode: ids -> their text.
-    """
-
-    pieces: Sequence[str]
-    continues: np.ndarray | None
-    special_ids: Sequence[int]
-    mask_id: int | None
-    texts: Callable[[], list[str]]
-    decode: Callable[[Sequence[int]], str]
-
 
 Decode = Callable[[Mapping[str, np.ndarray], Any], list[Record]]
 _ASCII_SPACES = " \t\n\v\f\r"  # What tf.strings.strip removes.

@@ -10,9 +10,9 @@ import numpy as np
 
 from tfzoo.errors import UserError
 from tfzoo.prediction import decoding
-from tfzoo.prediction.onnx_tokenizers import open_tokenizer
-from tfzoo.text import marked
-from tfzoo.text.framing import PAIR, TEXT, Frame
+from tfzoo.text import framing, marked
+from tfzoo.text.framing import PAIR, TEXT
+from tfzoo.text.libraries import open_tokenizer
 
 # The graph's inputs -> the attributes of Reading. The decoder of an encoder-decoder reads the text, too.
 INPUTS = {
@@ -82,17 +82,21 @@ class Texts:
       least: the number of tokens of a text for which there must be room.
 
     Raises:
-      UserError: see onnx_tokenizers.open_tokenizer; or the special tokens around a text are unknown.
+      UserError: see text.libraries.open_tokenizer; or the special tokens around a text are unknown.
     """
 
     least = 1
 
     def __init__(self, folder: pathlib.Path, manifest: Mapping[str, Any], task: str):
         fingerprint = manifest.get("tokenizer", {}).get("fingerprint")
-        self.tokenizer = open_tokenizer(folder / "tokenizer", task == "lm", fingerprint)
+        self.tokenizer = open_tokenizer(folder / "tokenizer", fingerprint)
+        # The mask is recognized where it is written in a text; other special tokens are text.
+        mask_id = self.tokenizer.role_ids.get("mask")
+        self._special = (self.tokenizer.pieces[mask_id],) if task == "lm" and mask_id is not None else ()
+        self.tokenizer.encode([""], special=self._special)  # Raises an error if it cannot be found exactly.
         self.has_offsets = self.tokenizer.has_offsets
         if "frame" in manifest:
-            frame = _frame(manifest["frame"])
+            frame = framing.stated(manifest["frame"])
         else:  # Artifacts of earlier versions state it in tokenizer.json alone.
             frame = self.tokenizer.frame(len(manifest["texts"]) > 1)
         self.frame, self.room = frame, frame.room(manifest["options"]["sequence_length"])
@@ -153,7 +157,7 @@ class Texts:
 
     def _rows(self, texts: Sequence[Sequence[str]]) -> list[_Row]:
         """Returns what remains of the texts of each row."""
-        flat = self.tokenizer.encode([text for row in texts for text in row], self._asks_offsets)
+        flat = self.tokenizer.encode([text for row in texts for text in row], self._asks_offsets, self._special)
         count, rows = len(self.frame.texts), []
         for i in range(len(texts)):
             tokens = flat[i * count : (i + 1) * count]
@@ -207,11 +211,6 @@ class MarkedTexts(Texts):
 def texts_of(folder: pathlib.Path, manifest: Mapping[str, Any], task: str) -> Texts:
     """Returns what reads the texts of a task; see Texts."""
     return (MarkedTexts if task == "relation" else Texts)(folder, manifest, task)
-
-
-def _frame(parts: Sequence[Mapping[str, Any]]) -> Frame:
-    """Returns the frame that a manifest states."""
-    return Frame(tuple(part.get("text", part.get("id")) for part in parts), tuple(part["segment"] for part in parts))
 
 
 def _parts(text: str) -> tuple[list[str], bool]:

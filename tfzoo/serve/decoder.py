@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers.decoders import DecodeStream
 
 from tfzoo.chat import ChatTemplate
 from tfzoo.errors import CheckFailed, UserError, one_line
@@ -55,7 +54,7 @@ class Decoder:
       length: the maximum number of tokens of a prompt and its continuation.
 
     Raises:
-      StatusError: the artifact does not write text, or has no tokenizer.json.
+      StatusError: the artifact does not write text, or its tokenizer cannot be read.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -63,7 +62,7 @@ class Decoder:
             manifest = manifests.read(folder, whole=False)
             if "generation" not in manifest:
                 raise invalid("the model does not write text")
-            self._tokens = Tokens(folder)
+            self._tokens = Tokens(folder, manifest)
             ends = manifest["generation"].get("eos_token_id", [])
             self._static, _ = read_options(eos_token_id=ends, do_sample=True)
         except UserError as error:
@@ -94,7 +93,9 @@ class Decoder:
     def write(
         self, servable: Servable, ids: Sequence[int], sampling: Sampling, check: Callable[[], None]
     ) -> Iterator[tuple[str, bool]]:
-        """Yields the text of each new token, which may be empty, and whether it ended the text.
+        """Yields what each new token adds to the text, which may be nothing, and whether it ended the text.
+
+        The text is that of tfzoo.generate: special tokens are omitted, except those for unknown and masked words.
 
         Args:
           servable: the loaded version whose folder this is.
@@ -120,15 +121,16 @@ class Decoder:
             "seed": np.array([sampling.seed]),
         }
         check()
-        ends, text = self._static.eos_token_id, DecodeStream(skip_special_tokens=True)
+        ends, text = self._static.eos_token_id, self._tokens.stream(ids)
         try:
             reading = Graphs({DECODER: servable.sessions[SIGNATURE]}, self._in_place).read([ids], most)
-            for step in sample(reading, self._static, rows, lambda written: written[-1] in ends):
+            steps = sample(reading, self._static, rows, lambda written: written[-1] in ends)
+            for count, step in enumerate(steps, 1):
                 token = int(step.tokens[0])
                 if token in ends:
-                    yield "", True
+                    yield text.end(), True
                     return
-                yield text.step(self._tokens.tokenizer, token) or "", False
+                yield text.add(token, last=count == most), False
                 check()
         except CheckFailed as error:
             raise StatusError("INTERNAL", one_line(error)) from None

@@ -180,9 +180,9 @@ class _Steps:
             self._core.request("Generate", self._spec, call),
             self._core.servable(self._spec) as servable,
         ):
-            count, ended = 0, False
+            count, text, ended = 0, "", False
             for text, ended in self._decoder.write(servable, prompt, sampling, waiting.check):
                 count += not ended
                 if not ended:
                     yield Piece(text, count)
-            yield Piece("", count, "stop" if ended else "length")
+            yield Piece(text if ended else "", count, "stop" if ended else "length")

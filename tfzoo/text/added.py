@@ -8,22 +8,13 @@ Source: the `tokenizers` library's AddedVocabulary.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfzoo.errors import UserError
 from tfzoo.text.components.patterns import RUST_WORD
 from tfzoo.text.pieces import BORDER, SPACE, Pieces, alternate, characters, literal
 from tfzoo.text.token_files import AddedToken
-
-
-def check(special: Sequence[str], known: Mapping[str, int]) -> None:
-    """Raises UserError if `special` contains a text that is not a key of `known` (special tokens: text -> id)."""
-    for token in special:
-        if token not in known:
-            examples = " ".join(list(known)[:12])
-            raise UserError(f"special: {token!r} is not one of {examples}{' ...' if len(known) > 12 else ''}")
 
 
 @dataclasses.dataclass(frozen=True)

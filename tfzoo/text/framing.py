@@ -11,6 +11,7 @@ default is 0. A role with a question mark is omitted if the tokenizer has no suc
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tfzoo.errors import UserError
@@ -40,6 +41,11 @@ class Frame:
     def room(self, length: int) -> int:
         """Returns the number of text tokens that fit into a row of `length`."""
         return length - (len(self.parts) - len(self.texts))
+
+
+def stated(parts: Sequence[Mapping[str, Any]]) -> Frame:
+    """Returns the frame that the manifest.json of an artifact states."""
+    return Frame(tuple(part.get("text", part.get("id")) for part in parts), tuple(part["segment"] for part in parts))
 
 
 class Ends(NamedTuple):

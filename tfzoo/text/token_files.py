@@ -40,6 +40,14 @@ class AddedToken:
     normalized: bool = False
 
 
+def check_special(special: Sequence[str], known: Mapping[str, int]) -> None:
+    """Raises UserError if `special` contains a text that is not a key of `known` (special tokens: text -> id)."""
+    for token in special:
+        if token not in known:
+            examples = " ".join(list(known)[:12])
+            raise UserError(f"special: {token!r} is not one of {examples}{' ...' if len(known) > 12 else ''}")
+
+
 def special_ids(
     vocab: Sequence[str], ids: Iterable[int], role_ids: Mapping[str, int], added: Iterable[AddedToken]
 ) -> tuple[int, ...]:

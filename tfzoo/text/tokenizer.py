@@ -133,7 +133,7 @@ class Tokenizer(tf.Module):
         Raises:
           UserError: `special` contains a text that is not a special token.
         """
-        added.check(special, self._special_tokens())
+        token_files.check_special(special, self._special_tokens())
         return self._tokenize(Pieces.of(self._valid(strings(texts))), special)[0]
 
     def tokenize_with_offsets(
@@ -155,7 +155,7 @@ class Tokenizer(tf.Module):
           UserError: the tokenizer's processing does not keep a map to the text, or `special` contains a text that is
             not a special token.
         """
-        added.check(special, self._special_tokens())
+        token_files.check_special(special, self._special_tokens())
         return self._tokenize(Pieces.of(self._valid(strings(texts)), aligned=True), special)
 
     def _tokenize(self, pieces: Pieces, special: Sequence[str]) -> tuple:
