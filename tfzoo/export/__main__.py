@@ -90,6 +90,8 @@ def main(flags: absl_flags.FlagValues) -> None:
         model, tokenizer = runs.load(flags.model_dir, flags.checkpoint, role=flags.role)
     for name in ("absl", "tensorflow"):  # Their messages about a SavedModel's functions do not concern users.
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Exports are not trained, so custom gradients are not saved.
+    logging.getLogger("absl").addFilter(lambda record: "unsaved custom gradients" not in record.getMessage())
     options: dict[str, Any] = {name: flags[name].value for name in _OPTIONS}
     for name in ("max_new_tokens", "num_beams"):
         if options[name] is not None and not model.can_generate:
