@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--swaps", type=int, default=20)
-    parser.add_argument("--queues", default="128,2", help="values of --max_queued_requests under overload")
+    parser.add_argument("--queues", default="128,2", help="values of --max_queued_requests; none skips overload")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     print(processor())
@@ -47,7 +47,7 @@ def main() -> None:
         folder = pathlib.Path(name).resolve()
         export(folder, "savedmodel")
         shutil.copytree(folder / "savedmodel" / NAME, folder / "savedmodel" / OTHER)
-        for queue in args.queues.split(","):
+        for queue in filter(None, args.queues.split(",")):
             print(f"\n--max_queued_requests={queue}\n")
             print(overload(folder, queue, args.seconds, args.rounds), flush=True)
         print(f"\n{args.swaps} swaps\n\n{swaps(folder, args.swaps, args.seconds)}")
@@ -63,7 +63,7 @@ def overload(folder: pathlib.Path, queue: str, seconds: float, rounds: int) -> s
             over = load_test.measure(target, load_test.Load(rate=2 * rate), seconds, pid=server.pid)
             ratios.append(over.percentile(99) / alone.percentile(99))
             rows += [row("alone", alone), row("overload", over, ratios[-1])]
-    history.record("serve_load", f"overload, queue {queue}", "p99 alone", "p99 under overload", [1 / r for r in ratios])
+    history.record("serve_load", f"99th percentile, queue {queue}", "overload", "alone", [1 / r for r in ratios])
     return markdown(HEADS, rows)
 
 
@@ -75,7 +75,7 @@ def swaps(folder: pathlib.Path, count: int, seconds: float) -> str:
         for name in (NAME, OTHER)
     )
     config.write_text(f"model_config_list {{ {models} }}")
-    with serving(folder, f"--model_config_file={config}", "--file_system_poll_wait_seconds=1") as (server, target):
+    with serving(folder, f"--model_config_file={config}", "--max_num_load_retries=0") as (server, target):
         load = load_test.Load(rate=capacity(target, server) / 3)
         before = load_test.measure(target, load, seconds, pid=server.pid)
         swapping = threading.Thread(target=swap, args=(folder / "savedmodel" / OTHER, server, count))
