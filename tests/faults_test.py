@@ -410,7 +410,7 @@ def serve_forks():
 
     def run(order):
         if order["held_saves"]:
-            sha256 = files.sha256  # Which comes between a checkpoint's two files.
+            sha256 = files.sha256_of_written  # Which comes between a checkpoint's two files.
             saves, output = itertools.count(), pathlib.Path(order["output"])
 
             def held(path):
@@ -420,7 +420,7 @@ def serve_forks():
                         time.sleep(0.01)
                 return sha256(path)
 
-            files.sha256 = held
+            files.sha256_of_written = held
         if order["leave_out_seed"] is not None:
             every = checkpoint.model_variables
 

@@ -330,7 +330,13 @@ def sha256(path: str | os.PathLike) -> str:
     Raises:
       UserError: the file cannot be read, or is not a regular file.
     """
-    with reading(path), open_file(path) as file:
+    with reading(path):
+        return sha256_of_written(path)
+
+
+def sha256_of_written(path: str | os.PathLike) -> str:
+    """Like `sha256`, for a file that this process has just written: errors stay OSErrors, which `writing` converts."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -115,7 +115,11 @@ def _write(folder: pathlib.Path, chunks: Iterable[Chunk]) -> None:
         for stream in streams.values():
             stream.close()
     index = {
-        name: {"dtype": stream.dtype, "shape": [stream.rows, *stream.shape], "sha256": files.sha256(stream.path)}
+        name: {
+            "dtype": stream.dtype,
+            "shape": [stream.rows, *stream.shape],
+            "sha256": files.sha256_of_written(stream.path),
+        }
         for name, stream in streams.items()
     }
     (folder / _INDEX).write_text(json.dumps(index))

@@ -167,7 +167,7 @@ def write(
                     for part in PARTS
                 },
                 "files": {
-                    name: {"bytes": (partial / name).stat().st_size, "sha256": files.sha256(partial / name)}
+                    name: {"bytes": (partial / name).stat().st_size, "sha256": files.sha256_of_written(partial / name)}
                     | ({"rows": counts[name]} if name in counts else {})
                     for name in sorted(
                         path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()

@@ -86,7 +86,7 @@ def cached(documents: list[Document], tokenizer, fingerprint: str, cache_dir: st
         with files.atomic_folder(folder) as partial:
             for name in names:
                 np.save(partial / f"{name}.npy", getattr(corpus, name))
-            sums = {name: files.sha256(partial / f"{name}.npy") for name in names}
+            sums = {name: files.sha256_of_written(partial / f"{name}.npy") for name in names}
             (partial / "sha256.json").write_text(json.dumps(sums))
     except FileExistsError:
         pass  # Another run has just written the same content.

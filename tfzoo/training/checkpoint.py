@@ -171,7 +171,7 @@ class Checkpoints:
             safetensors_files.write_file(partial / VARIABLES, sources, {})
             record |= {
                 "bytes": (partial / VARIABLES).stat().st_size,
-                "sha256": files.sha256(partial / VARIABLES),
+                "sha256": files.sha256_of_written(partial / VARIABLES),
                 "variables": {name: _signature(array) for name, array in arrays.items()},
             }
             (partial / RECORD).write_bytes(_encode(record))

@@ -30,6 +30,7 @@ from tfzoo.weights.model_card import Origin
 _CONFIG = {"models": Field(dict, items=Field(dict), required=True)}
 # Numbers in a line of metrics.jsonl that are not figures of the model.
 _PLACES = ("step", "sequence_length", "batch_size")
+_MAX_LOSS = 700.0  # Whose exponential is still a float64.
 # Flags that name files, and what the files are used for.
 _DATA = {
     "train_file": "training",
@@ -214,6 +215,9 @@ def _baselines(path: pathlib.Path) -> dict[str, dict[str, float]]:
     record = json_files.read(path) if path.exists() else {}
     for name, values in record.items():
         json_files.check({name: values}, {name: Field(dict, items=Field(float))}, path)
+        # Perplexities are computed from losses.
+        losses = {key: Field(float, high=_MAX_LOSS) for key in values if "_loss" in key}
+        json_files.check(values, losses, f"{path}: {name}")
     return record
 
 
