@@ -155,12 +155,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(files.read_bytes(path).splitlines() if path.exists() else [], 1):
         where = f"{path}:{number}"
-        try:
-            line = json_files.parse(text)
-        except json_files.BadJSON as error:
-            raise UserError(f"{where}: {error}; correct or delete the line") from None
-        if not isinstance(line, dict):
-            raise UserError(f"{where}: is not a JSON object; correct or delete the line")
+        line = json_files.parse_object(text, where, "correct or delete the line")
         json_files.check(line, _FIELDS, where, closed=True)
         if not line["low"] <= line["ratio"] <= line["high"]:
             raise UserError(f"{where}: ratio is not between low and high; correct or delete the line")

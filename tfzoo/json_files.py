@@ -108,6 +108,21 @@ def read(path: str | os.PathLike, *, kind: type = dict, max_bytes: int = MAX_BYT
     return value
 
 
+def parse_object(data: str | bytes, where: str, remedy: str) -> dict[str, Any]:
+    """Returns the JSON object in a line of a file of tfzoo.
+
+    Raises:
+      UserError: it is not JSON, or not an object; the message begins with `where` and ends with `remedy`.
+    """
+    try:
+        value = parse(data)
+    except BadJSON as error:
+        raise UserError(f"{where}: {error}; {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: is not a JSON object; {remedy}")
+    return value
+
+
 def line_of(path: str | os.PathLike, value: Any) -> int:
     """Returns the first line of a JSON file that contains a string or number, for messages; 1 if there is none."""
     text = files.read_bytes(path).decode("utf-8-sig", errors="replace")

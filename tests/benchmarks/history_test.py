@@ -63,7 +63,7 @@ class PageTest(unittest.TestCase):
         self.assertFalse(self.marked(line(1.2), line(1.19)))  # Within both intervals.
         self.assertFalse(self.marked(line(1.2, half=0.2), line(1.1)))  # The earlier ratio was uncertain.
         self.assertFalse(self.marked(line(1.2), line(1.1, half=0.15)))  # The later one is.
-        self.assertFalse(self.marked(line(1.2), line(1.1), line(1.1)))  # Since the last record there was no fall.
+        self.assertFalse(self.marked(line(1.2), line(1.1), line(1.1)))  # It did not fall since the previous record.
 
     def test_what_is_not_compared(self):
         for others in (

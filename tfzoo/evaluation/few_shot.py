@@ -8,6 +8,7 @@ import numpy as np
 from tfzoo.errors import UserError
 from tfzoo.evaluation import likelihood, prompts
 from tfzoo.evaluation.prompts import COMPLETION, LIKELIHOOD, MEAN, SUM, Example, Template
+from tfzoo.generation.folder import check_can_generate
 from tfzoo.generation.texts import encode, generate_text, prompt_frame
 
 # A text and a label can have a token or two more together than alone.
@@ -57,10 +58,7 @@ class Asker:
         calibrate: bool = False,
         batch_size: int = 8,
     ):
-        if not model.can_generate:
-            raise UserError(
-                f"model {model.name!r} has no causal decoder with an 'lm' head; use a model such as gpt2, llama or t5"
-            )
+        check_can_generate(model)
         if method == COMPLETION and (calibrate or score != SUM):
             raise UserError("--calibrate and --score: apply to --method=likelihood; omit them")
         self._model, self._tokenizer, self._template = model, tokenizer, template

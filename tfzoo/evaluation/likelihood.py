@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfzoo.errors import UserError
 from tfzoo.evaluation.windows import Likelihood, check_rows, rows_of_continuations, rows_of_texts, score_rows
-from tfzoo.generation.folder import special_ids
+from tfzoo.generation.folder import check_can_generate, special_ids
 from tfzoo.generation.prompt import table_length
 from tfzoo.generation.texts import encode, prompt_frame
 from tfzoo.text.framing import encoder_decoder_ends
@@ -34,7 +34,7 @@ def score_texts(model, texts: Sequence[str], tokenizer, **options) -> list[Likel
     Raises:
       UserError: the model is an encoder-decoder, or no token of a text can be scored.
     """
-    _check(model)
+    check_can_generate(model)
     if model.is_encoder_decoder:
         raise UserError(f"model {model.name!r} is an encoder-decoder: provide a context and a continuation")
     before, _ = prompt_frame(model, tokenizer)
@@ -63,7 +63,7 @@ def score_continuations(
     Raises:
       UserError: a context or a continuation has no tokens, or an encoder-decoder's are too long.
     """
-    _check(model)
+    check_can_generate(model)
     if model.is_encoder_decoder:
         before, after = prompt_frame(model, tokenizer)
         sources = [[*before, *ids, *after] for ids in encode(tokenizer, contexts)]
@@ -103,16 +103,7 @@ def score_ids(
       rows: token ids, including the tokens that begin a text.
       firsts: for each row, the index of the first token to score, at least 1.
       sources: for an encoder-decoder, the token ids that its encoder reads.
-      length: number of tokens per window; None means max_positions.
-      stride: distance between windows; None means half the length.
-      batch_size: number of windows per batch.
-
-    Returns:
-      The likelihood of each row.
-
-    Raises:
-      UserError: the length or the stride is out of bounds, or a row of an encoder-decoder is too long.
-      CheckFailed: the model's logits are not finite.
+      length, stride, batch_size: see windows.score_rows, whose results and errors are those of this function.
     """
     compute = _compiled(model)
 
@@ -170,10 +161,3 @@ def _padded(rows: Sequence[Sequence[int]], masked: bool = False):
         ids[i, : len(row)] = row
     mask = np.arange(width) < np.array([len(row) for row in rows])[:, None]
     return (tf.constant(ids), tf.constant(mask)) if masked else tf.constant(ids)
-
-
-def _check(model) -> None:
-    if not model.can_generate:
-        raise UserError(
-            f"model {model.name!r} has no causal decoder with an 'lm' head; use a model such as gpt2, llama or t5"
-        )

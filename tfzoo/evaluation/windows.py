@@ -30,7 +30,7 @@ class Likelihood(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss; NaN if there are no tokens."""
+        """The exponential of the mean loss per token; NaN without tokens."""
         return float(np.exp(-self.log_likelihood / len(self.scores))) if self.scores else float("nan")
 
 
@@ -101,7 +101,9 @@ def check_rows(rows: Ids, firsts: Sequence[int], continuations: Sequence[str]) -
     """
     for i, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         if first < 1:
-            raise UserError(f"context {i} is empty, and there is no beginning-of-text token; provide a context")
+            raise UserError(
+                f"context {i} is empty, and the tokenizer has no beginning-of-text token; provide a context"
+            )
         if first >= len(row):
             raise UserError(
                 f"continuation {i} ({continuations[i]!r}) adds no token to its context; provide a longer one"

@@ -12,7 +12,7 @@ from tfzoo.errors import CheckFailed, UserError
 from tfzoo.generation.beam import beam_search
 from tfzoo.generation.constraints import needs_source
 from tfzoo.generation.contrastive import contrastive_search
-from tfzoo.generation.folder import special_ids
+from tfzoo.generation.folder import check_can_generate, special_ids
 from tfzoo.generation.options import ROWS, Options, read_options
 from tfzoo.generation.prompt import read_prompt, table_length
 from tfzoo.generation.sample import sample
@@ -184,10 +184,7 @@ def _none(options: Options, count: int):
 
 
 def _check_model(model, options: Options) -> None:
-    if not model.can_generate:
-        raise UserError(
-            f"model {model.name!r} has no causal decoder with an 'lm' head; use a model such as gpt2, llama or t5"
-        )
+    check_can_generate(model)
     if model.config.attention not in ("full", "lean"):
         raise UserError(
             f"attention {model.config.attention!r} has no cache of keys and values; build the model with "

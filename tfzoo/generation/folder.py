@@ -92,6 +92,14 @@ _REFUSED: Mapping[str, tuple] = {
 _TOP_K = 50  # The default of transformers for a folder that sets do_sample but not top_k.
 
 
+def check_can_generate(model) -> None:
+    """Raises UserError if a model has no causal decoder with a language-model head."""
+    if not model.can_generate:
+        raise UserError(
+            f"model {model.name!r} has no causal decoder with an 'lm' head; use a model such as gpt2, llama or t5"
+        )
+
+
 def folder_options(model) -> dict[str, Any]:
     """Returns the decoding options that the model's folder specifies, except special ids.
 

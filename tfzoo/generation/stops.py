@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-_HALF = "\ufffd".encode()  # The replacement character, as which part of a character is decoded.
+from tfzoo.generation.written import HALF
+
+_HALF = HALF.encode()
 
 
 class Stops:

@@ -12,7 +12,7 @@ from tfzoo.errors import UserError
 from tfzoo.generation.decode import generate_ids
 from tfzoo.generation.defaults import completed
 from tfzoo.generation.folder import folder_options, special_ids
-from tfzoo.generation.written import Answer, Growing, added_text
+from tfzoo.generation.written import Answer, Growing, added_text, check_not_empty, check_one_text
 from tfzoo.text import framing
 
 _END_OF_TEXT = "<|endoftext|>"
@@ -97,8 +97,8 @@ def generate_from(
     if options.get("stop_strings"):
         options["tokenizer"] = tokenizer
     stream = None
-    if on_text is not None and (len(prompt_ids) > 1 or options.get("num_return_sequences", 1) > 1):
-        raise UserError("on_text supports only one text; give one prompt and set num_return_sequences to 1")
+    if on_text is not None:
+        check_one_text(len(prompt_ids), options)
     if on_text is not None and _grows(options):
         stream = model.__dict__.setdefault("_tfzoo_stream", _Stream())
         options["logits_processor"] = (*_tuple(options.get("logits_processor")), stream)
@@ -135,7 +135,7 @@ class ModelWriter:
       assists: True: another model may draft tokens.
 
     Raises:
-      UserError: there is no tokenizer.
+      UserError: the model has no tokenizer.
     """
 
     assists = True
@@ -168,7 +168,7 @@ def prompt_frame(model, tokenizer) -> tuple[list[int], list[int]]:
     otherwise those that tfzoo's objectives put around a document.
 
     Raises:
-      UserError: there is no tokenizer.
+      UserError: the model has no tokenizer.
     """
     if tokenizer is None:
         raise UserError(
@@ -195,12 +195,9 @@ def encode_prompts(model, tokenizer, texts: Sequence[str], special: Sequence[str
       UserError: a text is empty or has characters that are not in the vocabulary.
     """
     before, after = prompt_frame(model, tokenizer)
-    rows = []
-    for i, ids in enumerate(encode(tokenizer, texts, special)):
-        if not ids:
-            raise UserError(f"prompt {i} ({texts[i]!r}) is empty; write the beginning of a text")
-        rows.append([*before, *ids, *after])
-    return rows
+    rows = encode(tokenizer, texts, special)
+    check_not_empty(texts, rows)
+    return [[*before, *ids, *after] for ids in rows]
 
 
 def encode(tokenizer, texts: Sequence[str], special: Sequence[str] = ()) -> list[list[int]]:

@@ -4,7 +4,9 @@ TensorFlow."""
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-_HALF = "\ufffd"  # The replacement character, as which part of a character is decoded.
+from tfzoo.errors import UserError
+
+HALF = "\ufffd"  # The replacement character, as which part of a character is decoded.
 
 
 class Answer(NamedTuple):
@@ -45,6 +47,19 @@ def added_text(
     return joined[len(start) :] if joined.startswith(start) else detokenize(token_ids)
 
 
+def check_not_empty(prompts: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+    """Raises UserError if a prompt has no tokens; `rows` are the ids of each prompt without added special tokens."""
+    for i, ids in enumerate(rows):
+        if not ids:
+            raise UserError(f"prompt {i} ({prompts[i]!r}) is empty; write the beginning of a text")
+
+
+def check_one_text(num_prompts: int, options: Mapping[str, Any]) -> None:
+    """Raises UserError if `on_text` is given although there is more than one text."""
+    if num_prompts > 1 or options.get("num_return_sequences", 1) > 1:
+        raise UserError("on_text supports only one text; give one prompt and set num_return_sequences to 1")
+
+
 class Growing:
     """A text that becomes known one token at a time."""
 
@@ -54,7 +69,7 @@ class Growing:
     def feed(self, token: int) -> None:
         """Adds a token and passes the text that can no longer change, which is whole characters, to on_text."""
         self._ids.append(token)
-        self.end(self._decode(self._ids).rstrip(_HALF))
+        self.end(self._decode(self._ids).rstrip(HALF))
 
     def end(self, text: str) -> None:
         """Passes the new part of a text to on_text."""

@@ -7,11 +7,10 @@ from typing import Any
 
 from tfzoo.chat import ChatTemplate
 from tfzoo.errors import UserError
+from tfzoo.generation.written import HALF
 from tfzoo.text import framing, settings
 from tfzoo.text.framing import TEXT
 from tfzoo.text.libraries import open_tokenizer
-
-_HALF = "\ufffd"  # The replacement character, as which part of a character is decoded.
 
 
 class Tokens:
@@ -72,7 +71,7 @@ class Tokens:
         special = self._tokenizer.special
         if self._visible is None:  # The first token of whole characters.
             shown = ((i, self.detokenize([i])) for i in range(len(self.vocab)) if i not in special)
-            self._visible = next((i, text) for i, text in shown if text.strip() and _HALF not in text)
+            self._visible = next((i, text) for i, text in shown if text.strip() and HALF not in text)
         token, text = self._visible
         return self.detokenize([token, *(i for i in ids if i not in special)]).removeprefix(text)
 
@@ -113,7 +112,7 @@ class TextStream:
         """Returns the text that is known with one more token; with `last` all of the text that remains."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        return "" if text.endswith(_HALF) and not last else self._grown(text)
+        return "" if text.endswith(HALF) and not last else self._grown(text)
 
     def end(self) -> str:
         """Returns the text that remains: characters that no token completed."""

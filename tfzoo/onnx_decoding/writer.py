@@ -10,7 +10,7 @@ import numpy as np
 from tfzoo.errors import UserError
 from tfzoo.generation.defaults import NEW_TOKENS, completed
 from tfzoo.generation.options import Options, read_options
-from tfzoo.generation.written import Answer, Growing, added_text
+from tfzoo.generation.written import Answer, Growing, added_text, check_not_empty, check_one_text
 from tfzoo.onnx_decoding.beam import beam_search
 from tfzoo.onnx_decoding.graphs import Graphs, Reading, open_graphs
 from tfzoo.onnx_decoding.sample import sample
@@ -69,9 +69,7 @@ class OnnxWriter:
           UserError: a prompt is empty; or as `generate_from`.
         """
         rows = self.encode(prompts, special)
-        for i, ids in enumerate(rows):
-            if not ids:
-                raise UserError(f"prompt {i} ({prompts[i]!r}) is empty; write the beginning of a text")
+        check_not_empty(prompts, rows)
         return self.generate_from([self.tokenizer.framed(ids) for ids in rows], **how)
 
     def generate_from(
@@ -106,8 +104,8 @@ class OnnxWriter:
         for name in UNSUPPORTED:
             if options.pop(name, None):
                 raise UserError(f"--{name}: --engine=onnx does not support it; omit it")
-        if on_text is not None and (len(prompt_ids) > 1 or options.get("num_return_sequences", 1) > 1):
-            raise UserError("on_text supports only one text; give one prompt and set num_return_sequences to 1")
+        if on_text is not None:
+            check_one_text(len(prompt_ids), options)
         given = {name: value for name, value in options.items() if value is not None}
         counts = [1 if self.is_encoder_decoder else len(ids) for ids in prompt_ids]
         given = completed(given, self._search, counts, self._room(), self._new_tokens)

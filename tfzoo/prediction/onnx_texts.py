@@ -194,17 +194,9 @@ class MarkedTexts(Texts):
             if not parts:
                 rows.append(_Row([[]], [], False, error=marked.UNMARKED))
                 continue
-            pieces = [list(next(encoded).ids) for _ in parts]
-            for i, marker in zip((1, 3), self._marker_ids[:: -1 if turned else 1], strict=True):
-                pieces[i] = [marker, *pieces[i], marker]
-            counts = [len(piece) for piece in pieces]
-            kept = marked.kept(counts, self.room)
-            before, earlier, between, later, after = pieces
-            left = before[len(before) - kept.before :] + earlier[: kept.earlier] + between[: kept.left]
-            right = between[len(between) - kept.right :] + later[: kept.later] + after[: kept.after]
-            first, second = self._first + kept.before, self._first + len(left) + kept.right
-            entities = (second, first) if turned else (first, second)
-            rows.append(_Row([left + right], [], sum(kept) < sum(counts), entities))
+            made = marked.row([next(encoded).ids for _ in parts], self._marker_ids, turned, self.room)
+            first, second = made.places
+            rows.append(_Row([made.ids], [], made.is_cut, (self._first + first, self._first + second)))
         return rows
 
 

@@ -47,8 +47,7 @@ class OnnxWritten(Predictor):
             if len(ids) <= self._room:
                 records.append({"generated_text": one.text})
             elif self._refuses:
-                error = f"the text is longer than {self.length} tokens"
-                records.append({"truncated": True, "error": error})
+                records.append(answers.refused(answers.too_long(self.length)))
             else:
                 records.append({"generated_text": one.text, "truncated": True})
         return records

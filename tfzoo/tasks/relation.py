@@ -99,18 +99,8 @@ class Relation(Task):
 
     def _row(self, row: RelationRow, parts) -> tuple[np.ndarray, tuple[int, int], bool]:
         """Returns the token ids of a row with markers, where in it the two entities begin, and whether it was cut."""
-        before, earlier, between, later, after = parts
-        is_turned = row.second < row.first
-        earlier_id, later_id = self._marker_ids[::-1] if is_turned else self._marker_ids
-        earlier = np.concatenate([[earlier_id], earlier, [earlier_id]])
-        later = np.concatenate([[later_id], later, [later_id]])
-        counts = [len(part) for part in (before, earlier, between, later, after)]
-        kept = marked.kept(counts, self.framer.room)
-        left = [before[counts[0] - kept.before :], earlier[: kept.earlier], between[: kept.left]]
-        right = [between[counts[2] - kept.right :], later[: kept.later], after[: kept.after]]
-        ids = np.concatenate([*left, *right]).astype(np.int32)
-        starts = kept.before, sum(map(len, left)) + kept.right
-        return ids, starts[::-1] if is_turned else starts, sum(kept) < sum(counts)
+        made = marked.row(parts, self._marker_ids, row.second < row.first, self.framer.room)
+        return np.array(made.ids, np.int32), made.places, made.is_cut
 
     def truncated(self, rows):
         return int(np.sum(rows.columns["cut"]))

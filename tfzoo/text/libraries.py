@@ -124,7 +124,8 @@ def open_tokenizer(folder: pathlib.Path, fingerprint: str | None = None) -> Libr
       fingerprint: that of the exported tokenizer, with which a SentencePiece model is compared.
 
     Raises:
-      UserError: there is no tokenizer, it is damaged, or it cannot be reproduced exactly.
+      UserError: the folder contains no tokenizer, or a damaged one, or one whose ids the libraries do not reproduce
+        exactly.
     """
     if (folder / TOKENIZER_FILE).is_file():
         return JsonTokenizer(folder / TOKENIZER_FILE)

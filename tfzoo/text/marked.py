@@ -52,6 +52,34 @@ def borders(text: str, first: tuple[int, int], second: tuple[int, int]) -> list[
     return found
 
 
+class Row(NamedTuple):
+    """The tokens of a text with markers, as many as there is room for."""
+
+    ids: list[int]
+    places: tuple[int, int]  # Where the markers before the first and the second entity are.
+    is_cut: bool
+
+
+def row(parts: Sequence[Sequence[int]], marker_ids: Sequence[int], is_turned: bool, room: int) -> Row:
+    """Returns the tokens of a text whose parts are tokenized.
+
+    Args:
+      parts: the token ids of the five parts.
+      marker_ids: the ids of the markers of the first and of the second entity.
+      is_turned: whether the second entity comes before the first one.
+      room: the maximum number of tokens, at least 2.
+    """
+    before, earlier, between, later, after = parts
+    earlier_id, later_id = marker_ids[::-1] if is_turned else marker_ids
+    earlier, later = [earlier_id, *earlier, earlier_id], [later_id, *later, later_id]
+    counts = [len(part) for part in (before, earlier, between, later, after)]
+    rest = kept(counts, room)
+    left = [*before[counts[0] - rest.before :], *earlier[: rest.earlier], *between[: rest.left]]
+    right = [*between[counts[2] - rest.right :], *later[: rest.later], *after[: rest.after]]
+    places = rest.before, len(left) + rest.right
+    return Row(left + right, places[::-1] if is_turned else places, sum(rest) < sum(counts))
+
+
 class Kept(NamedTuple):
     """The tokens that remain of each part: of the part between the entities, the first `left` and the last `right`."""
 

@@ -76,12 +76,7 @@ def read(folder: pathlib.Path, dimensions: Sequence[Dimension]) -> list[Trial]:
     found: list[Trial] = []
     for number, line in enumerate(files.read_text(path).splitlines(), 1):
         where = f"{path}:{number}"
-        try:
-            record = json_files.parse(line)
-        except json_files.BadJSON as error:
-            raise UserError(f"{where}: {error}; restore the file") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: is not an object; restore the file")
+        record = json_files.parse_object(line, where, "restore the file")
         json_files.check(record, _FIELDS, where)
         trial = Trial(**{name: value for name, value in record.items() if name in _FIELDS})
         if trial.trial != number - 1 or trial.values.keys() != {dimension.name for dimension in dimensions}:

@@ -142,15 +142,9 @@ class MarkedRow(Row):
         text = tf.constant(list(self.texts.values()))
         turned, self.is_marked = (bool(each) for each in _orders(text))
         pieces = reader.tokenizer.tokenize(tf.concat(_parts(text), 0)).to_list()
-        for i, marker in zip((1, 3), reader.marker_ids[:: -1 if turned else 1], strict=True):
-            pieces[i] = [marker, *pieces[i], marker]
-        kept = marked.kept([*map(len, pieces)], reader.room)
-        before, earlier, between, later, after = pieces
-        left = before[len(before) - kept.before :] + earlier[: kept.earlier] + between[: kept.left]
-        right = between[len(between) - kept.right :] + later[: kept.later] + after[: kept.after]
-        places = [kept.before, len(left) + kept.right]
-        self._places, self._cut = places[:: -1 if turned else 1], sum(kept) < sum(map(len, pieces))
-        return {TEXT: [(i, 0, 0) for i in left + right]}
+        made = marked.row(pieces, reader.marker_ids, turned, reader.room)
+        self._places, self._cut = made.places, made.is_cut
+        return {TEXT: [(i, 0, 0) for i in made.ids]}
 
 
 def _orders(texts) -> tuple[Any, Any]:
