@@ -11,6 +11,7 @@ interrupted one resumes. Hyperparameters were chosen on validation rows; test fi
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -68,6 +69,14 @@ SETS = {
         "cmrc2018/cmrc2018_dev.json",
         "f1",
     ),
+    # Trained on both, with DRCD converted to simplified characters, in which CMRC is written.
+    "cmrc-drcd": (
+        ["--task=answer", "--sequence_length=320", "--bad_rows=skip"],
+        "drcd/DRCD_dev.json+cmrc2018/cmrc2018_trial.json",
+        None,
+        "cmrc2018/cmrc2018_dev.json",
+        "f1",
+    ),
     # Three quarters of the articles of xquad.en.json, and every fourth one.
     "xquad": (["--task=answer"], "xquad/train.en.json", None, "xquad/test.en.json", "f1"),
 }
@@ -117,7 +126,7 @@ FIRST = {
     )
 }
 # Sets in Chinese, of which English vocabularies lack the characters.
-CHINESE = {"chnsenticorp", "drcd", "cmrc"}
+CHINESE = {"chnsenticorp", "drcd", "cmrc", "cmrc-drcd"}
 _SMALL = ["--overrides=num_layers=2,hidden_size=128,num_heads=2,intermediate_size=256,norm_first=true"]
 _SMALL += ["--overrides=initializer_range=0.07,dropout=0.2", "--learning_rate=1e-3", "--epochs=8", "--batch_size=32"]
 SOURCES = {
@@ -138,6 +147,7 @@ OTHERS: dict[tuple[str, str], list[str]] = {
     ("semeval2010-8", "encoder"): ["--learning_rate=2e-4", "--epochs=5", "--sequence_length=96"],
     ("wnut17", "encoder"): ["--learning_rate=2e-4", "--epochs=5"],
     ("drcd", "chinese"): ["--epochs=4"],
+    ("cmrc-drcd", "chinese"): ["--epochs=4"],
     ("xquad", "scratch"): ["--sequence_length=256"],
     ("xquad", "encoder"): ["--sequence_length=256"],
 }
@@ -166,6 +176,8 @@ def path_of(name: str) -> str:
     kind, _, part = name.partition("/")
     if kind == "xquad":
         return part_of_xquad(part)
+    if name == SETS["cmrc-drcd"][1]:
+        return drcd_and_cmrc()
     convert = {"trec": _trec, "tatoeba": _tatoeba}.get(kind, _words if name == "aeslc/words" else None)
     if convert is None:
         return "+".join(str(DATA / each) for each in name.split("+"))
@@ -222,6 +234,27 @@ def part_of_xquad(name: str) -> str:
         articles = json.loads((DATA / "xquad" / f"xquad.{language}.json").read_text())["data"]
         chosen = [article for i, article in enumerate(articles) if (i % 4 == 3) == (part == "test")]
         path.write_text(json.dumps({"data": chosen}))
+    return str(path)
+
+
+def drcd_and_cmrc() -> str:
+    """Returns the path of the training files of drcd and cmrc in one, in simplified characters."""
+    path = RUNS / "data/drcd_and_cmrc.json"
+    if not path.exists():
+        from opencc import OpenCC
+
+        convert = OpenCC("t2s").convert
+        articles = json.loads((DATA / SETS["drcd"][1]).read_text())["data"]
+        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+        for paragraph in paragraphs:
+            paragraph["context"] = convert(paragraph["context"])
+            for question in paragraph["qas"]:
+                question["question"] = convert(question["question"])
+                for answer in question["answers"]:  # Characters correspond one to one, so that offsets are kept.
+                    answer["text"] = convert(answer["text"])
+        articles += json.loads((DATA / SETS["cmrc"][1]).read_text())["data"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"data": articles}, ensure_ascii=False))
     return str(path)
 
 
@@ -343,6 +376,8 @@ def main() -> None:
             elif source_of(source) == "":
                 needed = f"run benchmarks/recipes.py --only={source}" if source in RECIPES else "set TFZOO_ENCODER"
                 print(f"{name} {source}: skipped; {needed}")
+            elif name == "cmrc-drcd" and not importlib.util.find_spec("opencc"):
+                print(f"{name} {source}: skipped; pip install opencc")
             else:
                 records[f"{name} {source}"] = run(name, source)
                 RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
