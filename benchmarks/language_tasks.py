@@ -1,11 +1,14 @@
-"""Mixtures, dialogue and few-shot prompts on public data; writes their tables into docs/results.md: `make results`, or
+"""Mixtures, dialogue, few-shot prompts and pre-training objectives on public data; writes their tables into
+docs/results.md: `make results`, or
 
-    TFZOO_DATA=... TFZOO_CHAT=... .venv/bin/python benchmarks/language_tasks.py [--only=mixture,chat,few_shot]
+    TFZOO_DATA=... TFZOO_CHAT=... .venv/bin/python benchmarks/language_tasks.py [--only=mixture,chat]
 
     mixture   three sets of texts with labels, as text to text: each alone, and all three in one model
     chat      the English dialogues of PyPI's chatterbot-corpus (BSD licence), whose folder `data` TFZOO_CHAT names; the
               model of configs/gpt.cfg is fine-tuned
     few_shot  the model of configs/gpt.cfg, and random weights, asked with a few examples
+    objectives
+              four objectives, trained on wikitext-2 with equal sizes and updates, compared after fine-tuning
 
 What docs/language_tasks.json records is not repeated, unless its flags have changed.
 """
@@ -213,6 +216,57 @@ def of_draws(figure: dict[str, Any]) -> str:
     return f"{100 * figure['mean']:.1f}%{deviation}"
 
 
+# ---------------------------------------------------------------- Objectives
+# Objective -> the flags of its recipe that differ. An encoder-decoder of equal size has fewer layers on each side.
+_OBJECTIVES = {
+    "masked_lm": ["--flagfile=configs/bert_fast.cfg"],
+    "replaced_token": ["--flagfile=configs/electra.cfg", "--overrides=embedding_size=0"],
+    "permutation": ["--flagfile=configs/xlnet.cfg"],
+    "denoise": ["--flagfile=configs/bart.cfg"],
+}
+_WIKITEXT = ["--corpus=$TFZOO_DATA/wikitext-2/valid.txt,$TFZOO_DATA/wikitext-2/test.txt"]
+_WIKITEXT += ["--steps=1600", "--decay_steps=600", "--evaluate_every=800"]
+_TUNED = ["--task=classify", "--learning_rate=3e-4", "--epochs=4", "--overrides=dropout=0.1"]
+_TUNED_SETS = {"sst2": ("sst2/train.tsv", "sst2/test.tsv"), "trec": ("trec/TREC.train", "trec/TREC.test")}
+
+
+def run_objectives() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, flags in {**_OBJECTIVES, "none": []}.items():
+        if flags:
+            run_dir = RUNS / f"wikitext-{name}-{key_of([*flags, *_WIKITEXT])}"
+            command("train", *flags, *map(os.path.expandvars, _WIKITEXT), f"--run_dir={run_dir}")
+            start = [f"--init_from={run_dir}"]
+        else:  # The model of masked_lm with initial weights.
+            start = ["--model=bert_tiny", "--overrides=num_layers=3,hidden_size=192,num_heads=3,intermediate_size=768"]
+            start += ["--overrides=norm_first=true,initializer_range=0.07"]
+        found[name] = {}
+        for task, (train, test) in _TUNED_SETS.items():
+            tuned = [*(start if name == "none" else [name, *flags, *_WIKITEXT]), *_TUNED]
+            run_dir = RUNS / f"wikitext-{name}-{task}-{key_of(tuned)}"
+            command("train", *start, *_TUNED, f"--train_file={path_of(train)}", f"--run_dir={run_dir}")
+            command("evaluate", f"--model_dir={run_dir}", f"--test_file={path_of(test)}")
+            record = run_dir / f"evaluation-{pathlib.Path(path_of(test)).stem}.json"
+            found[name][task] = json.loads(record.read_text())["scores"]["accuracy"]
+    return found
+
+
+def objectives_lines(found: dict[str, Any]) -> Iterator[str]:
+    yield "### Objectives compared after fine-tuning\n"
+    for flags in _OBJECTIVES.values():
+        yield f"    {' '.join(['python -m tfzoo.train', *flags, *_WIKITEXT])}"
+    yield f"    {' '.join(['python -m tfzoo.train --init_from=RUN', *_TUNED])}\n"
+    yield (
+        "Models of 3 layers of width 192 (denoise: 2 + 2), trained for the same number of updates on the validation "
+        "and test parts of wikitext-2, then fine-tuned. Accuracy on the test files, with 95% intervals:\n"
+    )
+    yield f"| objective | {' | '.join(_TUNED_SETS)} |"
+    yield f"|---|{'---:|' * len(_TUNED_SETS)}"
+    for name, scores in found.items():
+        cells = [f"{100 * s['value']:.1f}% ({100 * s['low']:.1f} - {100 * s['high']:.1f})" for s in scores.values()]
+        yield f"| {'not pre-trained' if name == 'none' else name} | {' | '.join(cells)} |"
+
+
 # ---------------------------------------------------------------- All
 def gpt() -> str:
     """Returns the folder of the run of configs/gpt.cfg, which is trained if it is not there."""
@@ -229,6 +283,7 @@ def command(name: str, *arguments: str) -> None:
 PARTS: dict[str, tuple[list[str], Callable[[], Any], Callable[[Any], Iterator[str]]]] = {
     "mixture": (_MIXED, run_mixture, mixture_lines),
     "chat": (_CHAT, run_chat, chat_lines),
+    "objectives": ([str(_OBJECTIVES), *_WIKITEXT, *_TUNED], run_objectives, objectives_lines),
     "few_shot": ([*_PROMPTS["sst2"], *_PROMPTS["trec"], *_ASK], run_few_shot, few_shot_lines),
 }
 
