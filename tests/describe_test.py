@@ -1,5 +1,8 @@
 """The costs of a model, compared with figures computed by hand."""
 
+import json
+
+import pytest
 import tensorflow as tf
 
 from tests import helpers
@@ -11,6 +14,70 @@ def flops(name, heads=(), length=128, **overrides):
     page, config = models.find(name)
     config = type(config)(**config.__dict__ | overrides)
     return costs.flops_a_token(costs.lay_out(page, config, heads), config, heads, length)
+
+
+# Runs the command with each of several lists of flags, in one process.
+PROGRAM = """
+import contextlib, io, json, runpy, sys
+results = []
+for flags in json.loads(sys.argv[1]):
+    sys.argv = ["describe", *flags]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module("tfzoo.describe", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            results.append([end.code, out.getvalue(), err.getvalue()])
+found = {"tensorflow", "keras"} & sys.modules.keys()
+assert not found, f"describe imports {found}"
+print(json.dumps(results))
+"""
+# Together they change the structure of each part of a model. What a family does not support is an error.
+OVERRIDES = (
+    "num_layers=1,embedding_size=64,biases=none,norm=rms,positions=rotary,gated_mlp=true",
+    "num_layers=3,num_decoder_layers=1,tie_embeddings=false,positions=relative,norm_first=true,head_dim=32",
+    "share_layers=true,num_segments=3,embedding_norm=true,positions=learned,position_offset=2,biases=qkv",
+    "norm_first=true,parallel_blocks=true,qk_norm=true,num_kv_heads=1,embedding_norm=false,dropout=0.0",
+    "attention=favor,window=0,positions=none",
+    "attention=lean,causal=true",
+    "axial_positions=false,attention_layers=lsh:local:lsh,num_layers=3",
+)
+
+
+class WithoutTensorFlowTest(tf.test.TestCase):
+    """The command prints without TensorFlow and Keras what it prints with them."""
+
+    def check(self, cases):
+        results = json.loads(helpers.python("-c", PROGRAM, json.dumps(cases)).stdout)
+        for flags, result in zip(cases, results, strict=True):
+            self.assertEqual(tuple(result), helpers.run(describe, *flags), flags)
+        return [code for code, _, _ in results]
+
+    def test_every_family(self):
+        cases = []
+        for family in models.FAMILIES:
+            page = models.page(family)
+            flags = [
+                f"--heads={','.join(page.Model.HEADS)}",
+                "--heads=",
+                *(f"--overrides={text}" for text in OVERRIDES),
+            ]
+            cases += [[f"--model={next(iter(page.CONFIGS))}", flag] for flag in flags]
+        codes = iter(self.check(cases))
+        for family in models.FAMILIES:
+            of_family = [next(codes) for _ in range(2 + len(OVERRIDES))]
+            self.assertEqual(of_family[:2], [0, 0], family)
+            self.assertGreaterEqual(of_family.count(0), 4, f"{family}: {of_family}")
+
+    def test_the_list_and_errors(self):
+        base = "--model=bert_base"
+        codes = self.check([[], ["--model=bert_bas"], [base, "--heads=x"], [base, "--overrides=x=1"], ["--nonsense"]])
+        self.assertEqual(codes, [0, 2, 2, 2, 2])
+
+    @pytest.mark.faults
+    def test_every_size(self):
+        names = [name for family in models.FAMILIES for name in models.page(family).CONFIGS]
+        self.assertEqual(set(self.check([[f"--model={name}"] for name in names])), {0})
 
 
 class DescribeTest(tf.test.TestCase):
@@ -67,6 +134,7 @@ class DescribeTest(tf.test.TestCase):
             (["--model=bert_base", "--sequence_length=0"], "--sequence_length=0: must be at least 1"),
             (["--model=bert_base", "--sequence_length=513"], "must not exceed the model's max_positions (512); use a"),
             (["--model=qwen3_0.6b", "--sequence_length=40961"], "the model's max_positions (40960)"),
+            (["--model=gpt2", "--heads=lm,tags"], "--heads=tags: gpt2 has no such head (did you mean tag?); use one"),
         ):
             code, text = run(*flags)
             self.assertEqual(code, cli.WRONG_USE)

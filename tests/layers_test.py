@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "lazy": set(),
+    "standins": set(),
     "options": {"errors"},
     "files": {"errors"},
     "json_files": {"errors", "files"},

@@ -4,7 +4,7 @@
     python -m tfzoo.describe --model=bert_base
     python -m tfzoo.describe --model=llama3_8b --overrides=num_layers=4 --sequence_length=4096
 
-The weights are not allocated, so that models of any size can be described.
+The weights are not allocated, so that models of any size can be described. TensorFlow is not imported.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import sys
 
 from absl import flags as absl_flags
 
-from tfzoo import cli, lazy
+from tfzoo import cli, lazy, standins
 from tfzoo import config as config_lib
-from tfzoo.errors import UserError
+from tfzoo.errors import UserError, suggest
 
 costs = lazy.module("tfzoo.models.costs")
 
@@ -39,7 +39,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def main(flags: absl_flags.FlagValues) -> None:
-    from tfzoo import models  # Imports TensorFlow, which takes seconds and is not needed for --help.
+    from tfzoo import models  # Not needed for --help.
 
     if not flags.model:
         for family in models.FAMILIES:
@@ -49,6 +49,12 @@ def main(flags: absl_flags.FlagValues) -> None:
     overrides = config_lib.parse_overrides(",".join(flags.overrides), type(config))
     config = config_lib.from_mapping(dataclasses.asdict(config) | overrides, type(config))
     heads = models.default_heads(flags.model) if flags.heads is None else flags.heads
+    for head in heads:
+        if head not in page.Model.HEADS:
+            near = suggest(head, page.Model.HEADS)
+            raise UserError(
+                f"--heads={head}: {flags.model} has no such head{near}; use one of {', '.join(page.Model.HEADS)}"
+            )
     length = flags.sequence_length or min(512, config.max_positions)
     if config.positions not in _UNBOUNDED and length > config.max_positions:
         raise UserError(
@@ -89,4 +95,5 @@ def _bytes(count: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, define_flags))
+    with standins.instead_of_tensorflow():
+        sys.exit(cli.run(main, define_flags))
