@@ -460,6 +460,7 @@ class InitTest(TrainCase):
         first = shutil.copytree(self.shared / "first", self.folder / "first", symlinks=True)
         other = tiny_run.write_corpus(self.folder / "other.txt", documents=60, seed=1)
         flags = self.flags(steps=2, evaluate_every=2, learning_rate=0.0, corpus=other, init_from=first)
+        flags = [flag for flag in flags if not flag.startswith(("--model=", "--overrides="))]  # Those of the source.
         out = self.assert_done(*flags, f"--run_dir={self.run_dir}")
         self.assertRegex(
             out, rf"initialized from {first}:\nloaded +\d+ variables\nresized +none\nnew +none\nunused +none\n"
@@ -473,7 +474,11 @@ class InitTest(TrainCase):
         self.assertEqual(runs.tokenizer_of(self.run_dir).fingerprint(), runs.tokenizer_of(first).fingerprint())
         # A resumed run is not initialized again, and does not need the source any more.
         shutil.move(first, self.folder / "gone")
-        self.assert_done(*flags, f"--run_dir={self.run_dir}")
+        out = self.assert_done(*flags, "--steps=4", f"--run_dir={self.run_dir}")
+        self.assertIn("resuming at step 2 of 4", out)
+        # Unless it has no checkpoint.
+        shutil.rmtree(self.run_dir / "checkpoints")
+        self.assert_error(f"{first}/config.json: no such file or directory; check the path", *flags)
         # The head of another objective is unused.
         flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", pairs="none")
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")

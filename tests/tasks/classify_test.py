@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 import tempfile
 import types
 import unittest
@@ -260,6 +261,8 @@ class RunTest(unittest.TestCase):
         (self.folder / "dev.tsv").write_text(text.replace("\tgood", "\tfine"))
         _, out, _ = self.train(self.folder / "other", init_from=first, model=None, overrides=None, steps=1)
         self.assertIn("new         classify/dense/bias, classify/dense/kernel", out)
+        shutil.rmtree(first)  # A resumed run does not need its source.
+        self.train(self.folder / "other", init_from=first, model=None, overrides=None, steps=1)
 
     def test_numbers_and_several_labels(self):
         texts = (self.folder / "train.tsv", self.folder / "dev.tsv")

@@ -154,9 +154,9 @@ def open_inputs(config: TrainConfig, packed: PackedFolder | None, resuming: bool
     Raises:
       UserError: something cannot be read, or does not fit the model or the objective.
     """
-    name, page, model_config = read_model_config(config)
-    run_dir = pathlib.Path(config.run_dir)
-    corpus, tokenizer = read_corpus(config, run_dir if resuming else None, packed)
+    resumed = pathlib.Path(config.run_dir) if resuming else None
+    name, page, model_config = read_model_config(config, resumed)
+    corpus, tokenizer = read_corpus(config, resumed, packed)
     model_config = with_overrides(config, model_config, vocab_size=tokenizer.vocab_size)
     found: list[Inputs] = []
     for stage in stages.stages_of(config):
@@ -235,9 +235,13 @@ def _check_decided(folder: PackedFolder) -> None:
         raise UserError(f"{where}: {json_files.show(others[0])} is not decided by packing; pack the text again")
 
 
-def read_model_config(config: TrainConfig):
+def read_model_config(config: TrainConfig, resumed: pathlib.Path | None = None):
     """Returns the name of the model, the module of its family and its config: those of --init_from if there is no
     --model.
+
+    Args:
+      config: of the run.
+      resumed: the folder of the run that is resumed, if any; it is read instead of --init_from.
 
     Raises:
       UserError: a model or field is unknown, a value is out of bounds, or --init_from cannot be read.
@@ -247,7 +251,7 @@ def read_model_config(config: TrainConfig):
     if config.model is None and config.init_from is not None:
         from tfzoo.training import runs
 
-        folder = hub.folder(config.init_from, "init_from")
+        folder = resumed or hub.folder(config.init_from, "init_from")
         if not any((folder / file).exists() for file in (runs.CONFIG, "modules.json")):
             problem = f"contains no {runs.CONFIG}; specify a run folder or a Hugging Face folder"
             raise UserError(f"--init_from={config.init_from}: {problem}")

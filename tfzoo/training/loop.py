@@ -324,7 +324,8 @@ class Trainer:
 
         with progress_lib.importing_tensorflow():
             step_lib.make_step  # noqa: B018  (imports it)
-        _, family, model_config = inputs_lib.read_model_config(config)  # Reports errors in it before anything is read.
+        # Reports errors in it before anything is read.
+        _, family, model_config = inputs_lib.read_model_config(config, self.run_dir if self.resuming else None)
         layerwise.check(config.freeze, family.Model, model_config)
         if cluster.serves:
             distribution.serve(cluster)

@@ -202,8 +202,8 @@ def open_inputs(config: TrainConfig, resuming: bool, num_replicas: int) -> list[
     """
     if config.learner.TUNES_A_MODEL and config.init_from is None:
         raise UserError(f"--task={config.task}: tunes an existing model; specify it with --init_from")
-    name, page, model_config = inputs_lib.read_model_config(config)
     run_dir = pathlib.Path(config.run_dir)
+    name, page, model_config = inputs_lib.read_model_config(config, run_dir if resuming else None)
     files = Files.open(config)
     fingerprint = hashlib.sha256(f"{files.train.fingerprint()} {files.held_out.fingerprint()}".encode()).hexdigest()
     labels = config.learner.labels_of(config.objective_options, files.train)
