@@ -3,10 +3,12 @@
 import os
 import pathlib
 import shutil
+import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import function
 
 from tests.helpers import temporary_folder
 from tests.serve import models
@@ -24,6 +26,28 @@ class Scaled(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x"), tf.TensorSpec([], tf.float32, "scale")])
     def times(self, x, scale):
         return {"y": x * scale}
+
+
+class Calling(tf.Module):
+    """3 times (x squared plus the bias, 5), or 0 if the first x is negative: a condition, a loop and nested calls."""
+
+    def __init__(self):
+        self.bias = tf.Variable(5.0)
+
+    @tf.function
+    def square(self, x):
+        return x * x
+
+    @tf.function
+    def shifted(self, x):
+        return self.square(x) + self.bias
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    def compute(self, x):
+        def thrice():
+            return tf.while_loop(lambda i, _: i < 3, lambda i, y: (i + 1, y + self.shifted(x)), [0, 0.0 * x])[1]
+
+        return {"y": tf.cond(x[0] < 0, lambda: 0.0 * self.square(x), thrice)}
 
 
 def predict_log(**inputs: list[float]) -> messages.PredictionLog:
@@ -88,6 +112,38 @@ class SavedModelTest(tf.test.TestCase):
             predict(scale=x)
         definitions = messages.SignatureDefMap.FromString(servable.signature_def_map())
         self.assertEmpty(definitions.signature_def["serving_default"].defaults)
+
+    def test_functions_that_call_functions(self) -> None:
+        module = Calling()
+        tf.saved_model.save(module, str(self.folder), {"serving_default": module.compute.get_concrete_function()})
+        with unittest.mock.patch.object(
+            tf.graph_util, "import_graph_def", wraps=tf.graph_util.import_graph_def
+        ) as imported:
+            servable = self.load()
+        for call in imported.call_args_list:  # No other thread of Python runs while TensorFlow imports a graph.
+            self.assertLen(call.args[0].library.function, 1)
+        self.assertGreaterEqual(len(imported.call_args_list), 4)
+        for x, expected in (([2.0, 5.0], [27.0, 90.0]), ([-1.0], [0.0])):
+            values = servable.run("serving_default", {"x": np.array(x, np.float32)})
+            self.assertAllEqual(values["y"], expected)
+
+    def test_a_function_with_a_gradient_of_its_own(self) -> None:
+        @function.Defun(tf.float32, tf.float32)
+        def gradient(x, dy):
+            return 10.0 * dy
+
+        @function.Defun(tf.float32, grad_func=gradient)
+        def double(x):
+            return 2.0 * x
+
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            x = tf.compat.v1.placeholder(tf.float32, [None], "x")
+            y = double(x)
+            (slope,) = tf.gradients(ys=y, xs=x)
+            tf.compat.v1.saved_model.simple_save(session, str(self.folder), {"x": x}, {"y": y, "slope": slope})
+        values = self.load().run("serving_default", {"x": np.array([3.0], np.float32)})
+        self.assertAllEqual(values["y"], [6.0])
+        self.assertAllEqual(values["slope"], [10.0])
 
     def test_warm_up_runs_every_request(self) -> None:
         log = messages.PredictionLog()

@@ -20,12 +20,14 @@ from tfzoo.serve.servable import Signature, TensorSpec
 tf = lazy.module("tensorflow")
 op_def_registry = lazy.module("tensorflow.python.framework.op_def_registry")
 config_pb2 = lazy.module("tensorflow.core.protobuf.config_pb2")
+loader_impl = lazy.module("tensorflow.python.saved_model.loader_impl")
 
 FILES = ("saved_model.pb", "saved_model.pbtxt")
 # Operations that initialize a model, which TensorFlow keeps among the signatures.
 _HIDDEN = "__saved_model_"
 _MAX_GRAPH = 2**31 - 1  # Bytes of a message.
 _MAX_DEFAULT = 2**20  # Maximum elements of the default of an input.
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 class SavedModel:
@@ -69,7 +71,7 @@ class SavedModel:
             options = tf.compat.v1.ConfigProto.FromString(config)
             self._session = tf.compat.v1.Session(graph=graph, config=options)
             try:
-                tf.compat.v1.saved_model.load(self._session, list(tags), str(folder))
+                _load(self._session, folder, tags)
             except (tf.errors.OpError, ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
                 self._session.close()
                 raise StatusError("INVALID_ARGUMENT", f"{folder}: cannot be loaded ({one_line(error)})") from None
@@ -127,6 +129,34 @@ def _meta_graph(folder: pathlib.Path, tags: Sequence[str]) -> Any:
         if set(meta_graph.meta_info_def.tags) == set(tags):
             return meta_graph
     raise StatusError("NOT_FOUND", f"Could not find meta graph def matching supplied tags: {{ {' '.join(tags)} }}")
+
+
+def _load(session: Any, folder: pathlib.Path, tags: Sequence[str]) -> None:
+    """Does what tf.compat.v1.saved_model.load does, in steps between which other threads can answer requests."""
+    loader = loader_impl.SavedModelLoader(str(folder))
+    meta_graph = loader.get_meta_graph_def_from_tags(tags)
+    _import_functions(meta_graph)
+    # TensorFlow would infer the shapes in all functions that a call reaches, once per call. No shape is read here.
+    for node in meta_graph.graph_def.node:
+        if node.op in _CALLS:
+            node.attr["_disable_call_shape_inference"].b = True
+    saver, _ = loader.load_graph(session.graph, tags)
+    loader.restore_variables(session, saver)
+    loader.run_init_ops(session, tags)
+
+
+def _import_functions(meta_graph: Any) -> None:
+    """Moves the functions of a MetaGraphDef into the default graph, one by one: TensorFlow imports a graph in a single
+    call during which no other thread of Python runs."""
+    library = meta_graph.graph_def.library
+    if library.gradient:  # These refer to several functions.
+        return
+    info = meta_graph.meta_info_def
+    operations = info.stripped_op_list if info.HasField("stripped_op_list") else None
+    for function in library.function:
+        part = tf.compat.v1.GraphDef(versions=meta_graph.graph_def.versions, library={"function": [function]})
+        tf.graph_util.import_graph_def(part, name="", producer_op_list=operations)
+    library.Clear()
 
 
 def _register_operations(meta_graph: Any) -> None:
