@@ -147,6 +147,31 @@ class GoldenTest(tf.test.TestCase):
                 rows = [row + [0] * (width - len(row)) for row in expected["token_ids"]]
                 self.assertAllEqual(found[:, :width], rows)
 
+    def test_a_graph_of_blocks_that_differ(self):
+        for name in ("gpt2", "bart_base"):
+            model = build(name, num_layers=3, num_decoder_layers=0)
+            adapted = model.decoder.stack.blocks[1].mlp.up
+            adapted.enable_lora(2)
+            adapted.lora_kernel_b.assign(np.random.default_rng(1).normal(0, 1, adapted.lora_kernel_b.shape))
+            asked = dict(max_new_tokens=12, return_scores=True) | decoder_start(model)
+            with self.subTest(name):
+                found = generate_ids(model, [[3, 8, 4], [5, 2, 9]], **asked)
+                with op_by_op():
+                    expected = generate_ids(model, [[3, 8, 4], [5, 2, 9]], **asked)
+                self.assertAllEqual(found.token_ids, expected.token_ids)
+                self.assertAllClose(found.scores, expected.scores, 1e-5, 1e-5)
+
+    def test_the_size_of_a_graph_barely_depends_on_the_number_of_layers(self):
+        def size(layers):
+            model = build("gpt2", num_layers=layers)
+            generate_ids(model, [[3, 8]])
+            ((graph, *_),) = model._tfzoo_decoders.values()
+            definition = graph.graph.as_graph_def()
+            return len(definition.node) + sum(len(function.node_def) for function in definition.library.function)
+
+        # Per layer: 16 weights, read twice; 2 calls; 2 caches.
+        self.assertLess(size(4) - size(2), 2 * 60)
+
 
 class FolderTest(tf.test.TestCase):
     """generation_config.json, interpreted as by transformers."""

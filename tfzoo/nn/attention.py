@@ -65,26 +65,30 @@ def cached_attention(query, key, value, bias, scale=None):
         # always reads the first output of the node that produces the bias; in a loop that node is a Switch, and the
         # bias is its second output.
         flat = ops.reshape(query, (-1, query.shape[1] * query.shape[3]))
-        query = ops.reshape(flat * scale, ops.shape(query))
+        query = ops.reshape(flat * scale, (-1, *query.shape[1:]))
     else:
         key = key * scale  # As in dot_product_attention.
-    shape, groups = ops.shape(query), key.shape[1]
-    grouped = groups < shape[1]
+    grouped = key.shape[1] < query.shape[1]
     if grouped:
+        shape, groups = ops.shape(query), key.shape[1]
         query = ops.reshape(query, (-1, groups, shape[1] // groups * shape[2], shape[3]))
-    plain = one and query.dtype == tf.float32 and not is_compiled()
-    scores = (_eigen_product if plain else tf.matmul)(query, key, transpose_b=True)
-    rows = ops.shape(scores)
+    product = _eigen_product if one and query.dtype == tf.float32 and not is_compiled() else tf.matmul
+    scores = product(query, key, transpose_b=True)
+    if grouped:
+        rows = ops.shape(scores)
+        scores = ops.reshape(scores, (*shape[:3], -1))
     if bias is not None:
-        scores = (ops.reshape(scores, (*shape[:3], -1)) if grouped else scores) + bias
+        scores = scores + bias
     if scores.dtype == tf.float16:
         scores = ops.cast(scores, "float32")
-    if plain:
+    if product is _eigen_product:
         weights = tf.exp(scores - tf.reduce_max(scores, -1, keepdims=True))
         weights = weights / tf.reduce_sum(weights, -1, keepdims=True)
-        return ops.reshape(_eigen_product(ops.reshape(weights, rows) if grouped else weights, value), shape)
-    weights = ops.cast(tf.nn.softmax(scores), value.dtype)
-    return ops.reshape(tf.matmul(ops.reshape(weights, rows) if grouped else weights, value), shape)
+    else:
+        weights = ops.cast(tf.nn.softmax(scores), value.dtype)
+    if not grouped:
+        return product(weights, value)
+    return ops.reshape(product(ops.reshape(weights, rows), value), shape)
 
 
 def _eigen_product(x, y, transpose_b=False):
@@ -131,7 +135,9 @@ def causal_attention(query, key, value, bias, scale=None):
 
     if isinstance(length, int):
         return parts() if length >= LONG else whole()
-    return tf.cond(length >= LONG, parts, whole)
+    # As a function that is not inlined, the parts are neither optimized nor prepared until there is a long text.
+    rarely = tf.function(parts, autograph=False, experimental_attributes={"_noinline": True})
+    return tf.cond(length >= LONG, rarely, whole)
 
 
 class FullAttention(Layer):
@@ -150,7 +156,9 @@ class FullAttention(Layer):
         self.dropout.build()
 
     def call(self, query, key, value, masking: Mask, training=False):
-        masking = masking.fold(ops.shape(query)[2], ops.shape(key)[2], query.dtype)
+        # If a stack has folded the mask already, the lengths would only add operations to the graph.
+        query_length, key_length = (ops.shape(x)[2] if masking.causal else None for x in (query, key))
+        masking = masking.fold(query_length, key_length, query.dtype)
         if masking.folded_causal and not training:
             return causal_attention(query, key, value, masking.bias, self.scale)
         return dot_product_attention(
@@ -247,8 +255,8 @@ class Attention(Layer):
             if self.num_kv_heads < self.num_heads and (training or not masking.folded_causal):
                 key, value = (ops.repeat(t, self.num_heads // self.num_kv_heads, axis=1) for t in (key, value))
             result = self.kernel(query, key, value, masking=masking, training=training)
-        joined = (*ops.shape(x)[:-1], self.num_heads * self.head_dim)
-        return self.output_projection(ops.reshape(_swap(result), joined))
+        rows = (-1,) if len(x.shape) == 2 else ops.shape(x)[:-1]
+        return self.output_projection(ops.reshape(_swap(result), (*rows, self.num_heads * self.head_dim)))
 
     def _key_and_value(self, x, length, rotary):
         key = self._split(self.key(x), length, self.num_kv_heads, self.key_norm)
@@ -262,8 +270,9 @@ class Attention(Layer):
 
 def _swap(x):  # [B, L, H, D] <-> [B, H, L, D]
     if 1 in x.shape[1:3]:  # The elements keep their order, so nothing needs to be copied.
-        shape = ops.shape(x)
-        return ops.reshape(x, (shape[0], shape[2], shape[1], shape[3]))
+        dynamic = None in x.shape[1:]
+        rows, first, second, width = ops.shape(x) if dynamic else (-1, *x.shape[1:])
+        return ops.reshape(x, (rows, second, first, width))
     # On a CPU tf.transpose uses oneDNN. The operation behind einsum copies a small tensor in a fifth of oneDNN's time,
     # and a large tensor in the same time.
     return tf.einsum("blhd->bhld", x)

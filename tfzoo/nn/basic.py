@@ -131,8 +131,8 @@ class Dense(keras.layers.Dense):
         raise UserError(f"quantize({mode!r}): {CANNOT_QUANTIZE}")
 
     def call(self, inputs, training=None):
-        shape = ops.shape(inputs)
-        x = inputs if len(shape) == 2 else ops.reshape(inputs, (-1, shape[-1]))
+        shape = None if len(inputs.shape) == 2 else ops.shape(inputs)
+        x = inputs if shape is None else ops.reshape(inputs, (-1, shape[-1]))
         x = _matmul(x, read(self.kernel)) if self.stored is None else self.stored.product(x, self.computes_logits)
         if self.stored is not None and is_compiled() and has_few_rows():
             (x,) = apart(x)  # Fused with an addition, the product would not be fused with the cast of its weights.
@@ -143,7 +143,7 @@ class Dense(keras.layers.Dense):
             x = tf.nn.bias_add(x, read(self.bias))
         if self.activation is not None:
             x = self.activation(x)
-        return x if len(shape) == 2 else ops.reshape(x, (*shape[:-1], self.units))
+        return x if shape is None else ops.reshape(x, (*shape[:-1], self.units))
 
 
 register(Dense, "Dense")
@@ -302,11 +302,11 @@ class _Norm(Layer):
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma", autocast=False)
 
     def call(self, x):
-        shape = ops.shape(x)
-        flat = x if len(shape) == 2 else ops.reshape(x, (-1, shape[-1]))
+        shape = None if len(x.shape) == 2 else ops.shape(x)
+        flat = x if shape is None else ops.reshape(x, (-1, shape[-1]))
         wide = flat if x.dtype == tf.float64 else ops.cast(flat, "float32")
         y = ops.cast(self.normalize(wide), x.dtype)
-        return y if len(shape) == 2 else ops.reshape(y, shape)
+        return y if shape is None else ops.reshape(y, shape)
 
 
 class LayerNorm(_Norm):

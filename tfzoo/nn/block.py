@@ -2,11 +2,23 @@
 
 import dataclasses
 
+import keras
+import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
 from tfzoo.nn.attention import Attention
-from tfzoo.nn.basic import Dense, Dropout, activation, few_rows, make_initializer, make_norm, recomputed
+from tfzoo.nn.basic import (
+    Dense,
+    Dropout,
+    activation,
+    few_rows,
+    is_compiled,
+    make_initializer,
+    make_norm,
+    recomputed,
+)
+from tfzoo.nn.cache import AttentionCache, Cache
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.mask import Mask
 from tfzoo.nn.position import RelativeBias, rotary_tables
@@ -220,13 +232,18 @@ class Stack(Layer):
         # One token per row: without reshapes in between, TensorFlow fuses the residual sum with the matrix product.
         x = ops.reshape(x, (-1, shape[2]))
         shared = dict(masking=masking, rotary=rotary, memory=memory, memory_masking=memory_masking, length=length)
+        once = None
+        if cache is not None and not (training or tf.executing_eagerly() or is_compiled()):
+            once = _TracedOnce(self.blocks[0], cache, shared)
         with few_rows(filled):
             for i, block in enumerate(self.blocks):
                 if self.remat and training and cache is None:
                     x = _recomputed_block(block, x, **shared)
-                    continue
-                caches = {} if cache is None else dict(cache=cache.layers[i], cross_cache=cache.cross[i])
-                x = block(x, **shared, **caches, training=training)
+                elif once is not None and once.fits(block):
+                    x = once(block, x, cache.layers[i], cache.cross[i])
+                else:
+                    caches = {} if cache is None else dict(cache=cache.layers[i], cross_cache=cache.cross[i])
+                    x = block(x, **shared, **caches, training=training)
         return ops.reshape(x if self.norm is None else self.norm(x), shape)
 
     def _step_masking(self, position_ids, attention_mask, cache, dtype):
@@ -236,6 +253,53 @@ class Stack(Layer):
             attention_mask = ops.logical_and(attention_mask, keys > rows - self.config.window)
         bias = None if self.relative_bias is None else self.relative_bias.at(keys[:, 0] - rows[:, 0])
         return Mask(attention_mask=attention_mask, bias=bias).fold(None, None, dtype)
+
+
+class _TracedOnce:
+    """A stack's blocks as one function of their input, weights and caches, which a graph calls once per block.
+
+    Most of the time until the first token is taken by creating a graph's operations, which are the same for each block.
+    TensorFlow inlines the function before it optimizes the graph; what runs is the same.
+
+    Args:
+      block: the first block.
+      cache: a Cache.
+      shared: the arguments that all blocks have in common.
+    """
+
+    def __init__(self, block: Block, cache: Cache, shared: dict):
+        self.block, self.shared = block, shared
+        self.caches = [each for each in (cache.layers[0], cache.cross[0]) if each is not None]
+        self.structure = _structure(block)
+        self.function = tf.function(self._call, autograph=False)
+
+    def fits(self, block: Block) -> bool:
+        """Returns whether a block differs from the first one only in its weights."""
+        return block is self.block or _structure(block) == self.structure
+
+    def __call__(self, block: Block, x, cache: AttentionCache, cross_cache: AttentionCache | None):
+        """Returns a block's output without dropout, and fills or extends its caches."""
+        caches = [each for each in (cache, cross_cache) if each is not None]
+        weights = [tf.convert_to_tensor(weight.value) for weight in block.weights]
+        x, pairs = self.function(x, weights, [(each.key, each.value) for each in caches])
+        for each, (key, value) in zip(caches, pairs, strict=True):
+            each.key, each.value = key, value
+        return x
+
+    def _call(self, x, weights, pairs):
+        caches = [
+            AttentionCache(each.room, key, value, each.write)
+            for each, (key, value) in zip(self.caches, pairs, strict=True)
+        ]
+        with keras.StatelessScope(state_mapping=zip(self.block.weights, weights, strict=True)):
+            x = self.block(x, **self.shared, **dict(zip(("cache", "cross_cache"), caches)))
+        return x, [(each.key, each.value) for each in caches]
+
+
+def _structure(block: Block) -> list:
+    """Returns what blocks that differ only in their weights have in common."""
+    layers = [(type(layer), layer.name, layer.dtype_policy.name) for layer in block._flatten_layers(include_self=False)]
+    return [layers, [(weight.shape, weight.dtype) for weight in block.weights]]
 
 
 def _recomputed_block(block, x, masking, memory, **others):

@@ -35,7 +35,8 @@ class AttentionCache:
     def fill(self, key, value) -> None:
         """Stores the first tokens' key and value, [B, H, L, D], and appends `room` empty slots."""
         if self.room is not None:
-            key, value = (tf.pad(x, [[0, 0], [0, 0], [0, self.room], [0, 0]]) for x in (key, value))
+            paddings = tf.convert_to_tensor([[0, 0], [0, 0], [0, self.room], [0, 0]])
+            key, value = tf.pad(key, paddings), tf.pad(value, paddings)
         self.key, self.value = key, value
 
     def extend(self, key, value):
@@ -82,9 +83,10 @@ class Cache:
           jit_compile: whether XLA compiles the step.
         """
         pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
-        batch, heads, length, _ = _shape(pairs[0][0])
+        shape = _shape(pairs[0][0])
+        batch, heads, length, _ = shape
         rows = tf.reshape(tf.range(batch * heads) * length, [batch, heads, 1]) + slots[:, None, :]
-        write = _Writer(tf.reshape(rows, [-1]), jit_compile)
+        write = _Writer(tf.reshape(rows, [-1]), tf.stack(shape), jit_compile)
         cache = Cache(0, 0)
         cache.cross, cache.memory_masking = self.cross, self.memory_masking
         cache.positions, cache.reach = self.positions, self.reach
@@ -107,10 +109,16 @@ class Cache:
 
 
 class _Writer:
-    """Writes new [B, H, L, D] to the given rows of cache [B, H, M, D], which are counted in [B H M, D]."""
+    """Writes new [B, H, L, D] to the given rows of cache [B, H, M, D], which are counted in [B H M, D].
 
-    def __init__(self, rows, jit_compile: bool):
-        self.rows, self.jit_compile = rows, jit_compile
+    Args:
+      rows: int32 [B H L].
+      shape: int32 [4], B, H, M, D.
+      jit_compile: whether XLA compiles the step.
+    """
+
+    def __init__(self, rows, shape, jit_compile: bool):
+        self.rows, self.shape, self.jit_compile = rows, shape, jit_compile
 
     def __call__(self, cache, new):
         flat = tf.reshape(cache, [-1, cache.shape[-1]])
@@ -119,7 +127,9 @@ class _Writer:
             flat = tf.tensor_scatter_nd_update(flat, self.rows[:, None], new)
         else:  # A scatter would copy the cache at each step. XLA does not copy it, but lacks this operation.
             flat = tf.raw_ops.InplaceUpdate(x=flat, i=self.rows, v=new)
-        return tf.reshape(flat, _shape(cache))
+        result = tf.reshape(flat, self.shape)
+        result.set_shape(cache.shape)
+        return result
 
 
 def _shape(x) -> list:
