@@ -53,13 +53,14 @@ def text() -> str:
     return " ".join(random.Random(1).choices(vocabulary(), k=WORDS))
 
 
-def export(folder: pathlib.Path, formats: str) -> None:
-    """Writes FORMAT/texts/1 into a folder."""
+def export(folder: pathlib.Path, formats: str, layers: int = 2, width: int = 256) -> None:
+    """Writes FORMAT/texts/1 into a folder: a classifier with so many layers of so many units."""
     script = (
         "import sys, tfzoo; from tfzoo.text.wordpiece import WordPiece; import serve;"
         "words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *serve.vocabulary()];"
         "model = tfzoo.build('bert_small', heads=('classify',), num_labels=serve.LABELS, vocab_size=len(words),"
-        " num_layers=2, hidden_size=256, num_heads=4, intermediate_size=1024, max_positions=serve.SEQUENCE_LENGTH);"
+        f" num_layers={layers}, hidden_size={width}, num_heads={width // 64}, intermediate_size={4 * width},"
+        " max_positions=serve.SEQUENCE_LENGTH);"
         "tfzoo.save(model, sys.argv[1], WordPiece(words))"
     )
     path = f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"

@@ -3,6 +3,7 @@
 import threading
 import time
 import unittest
+import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
 
 from tfzoo.serve.admission import Admission
@@ -34,7 +35,7 @@ class AdmissionTest(unittest.TestCase):
         error = self.enter(5).exception()
         assert isinstance(error, StatusError)
         self.assertEqual(error.code, "RESOURCE_EXHAUSTED")
-        self.assertEqual(str(error), "The server is busy with 5 requests, its limit; try again later")
+        self.assertEqual(str(error), "The server is busy with 5 requests; try again later")
         self.assertEqual(self.ran, [0, 1])
         for count in (3, 4, 5):
             self.may_leave.release()
@@ -62,6 +63,72 @@ class AdmissionTest(unittest.TestCase):
         with self.assertRaisesRegex(StatusError, "^Deadline exceeded before the request ran$"):
             self.request(4, time.monotonic() - 1)
         self.assertTrue(self.admission.wait_until_empty(60))
+
+    def test_no_request_is_expected_to_wait_longer_than_the_limit(self) -> None:
+        self.admission, clock = Admission(running=2, queued=50, queue_seconds=0.9), Clock(self)
+        self.run_alone(100, clock, 0.5)
+        for i in range(2 + 4):
+            self.enter(i)
+        self.assert_refused()  # Two run at a time for 0.5 seconds, so a fifth would wait for 1 second.
+        self.leave(6)
+
+    def test_half_as_many_may_wait_as_run_however_long_they_do(self) -> None:
+        self.admission, clock = Admission(running=4, queued=50, queue_seconds=0.9), Clock(self)
+        self.run_alone(100, clock, 60.0)
+        for i in range(4 + 2):
+            self.enter(i)
+        self.assert_refused()
+        self.leave(6)
+
+    def test_few_wait_from_a_refusal_until_a_second_after_the_last(self) -> None:
+        self.admission, clock = Admission(running=2, queued=6, queue_seconds=100.0), Clock(self)
+        self.run_alone(100, clock, 0.6)
+        for i in range(2 + 6):
+            self.enter(i)
+        self.assert_refused()  # The queue is full.
+        for remaining in (5, 4):
+            self.leave(1)
+            self.assertEqual(self.admission.inside(), 2 + remaining)
+            self.assert_refused()  # It would wait for 1 second or more, a hundredth of the usual limit.
+        self.leave(1)
+        self.enter(8)
+        clock.now += 0.9
+        self.assert_refused()
+        clock.now += 0.9
+        self.assert_refused()
+        clock.now += 1.1
+        for i in range(2):
+            self.enter(9 + i)
+        self.assert_refused()
+        self.leave(8)
+
+    def run_alone(self, count: int, clock: "Clock", seconds: float) -> None:
+        """Runs requests one after the other, each for some seconds of the clock."""
+        for _ in range(count):
+            with self.admission.turn(None):
+                clock.now += seconds
+
+    def leave(self, count: int) -> None:
+        """Ends some of the requests that run, and waits until others have their turns."""
+        remaining = self.admission.inside() - count
+        self.may_leave.release(count)
+        while self.admission.inside() > remaining:
+            time.sleep(0.001)
+
+    def assert_refused(self) -> None:
+        with self.assertRaisesRegex(StatusError, "^The server is busy"), self.admission.turn(None):
+            pass
+
+
+class Clock:
+    """Stands for time.monotonic of the admission until the test ends."""
+
+    def __init__(self, test: unittest.TestCase):
+        self.now = 0.0
+        test.enterContext(unittest.mock.patch("tfzoo.serve.admission.time", self))
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 if __name__ == "__main__":

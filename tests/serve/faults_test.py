@@ -63,6 +63,7 @@ def setUpModule() -> None:
         "--allow_version_labels_for_unavailable_models",
         f"--max_running_requests={RUNNING}",
         f"--max_queued_requests={QUEUED}",
+        f"--max_queue_seconds={PATIENCE}",
         f"--max_request_bytes={MAX_BYTES}",
     )
     parts.callback(server.close)

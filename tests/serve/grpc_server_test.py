@@ -241,10 +241,12 @@ class GrpcServerTest(unittest.TestCase):
             wait_until(lambda: len(runs) == 1)
             late = pool.submit(predict, channel, timeout=0.2)
             wait_until(lambda: core._admission.inside() == 2)
-            with self.refused(
-                CODE.RESOURCE_EXHAUSTED, "^The server is busy with 2 requests, its limit; try again later"
-            ):
+            with self.refused(CODE.RESOURCE_EXHAUSTED, "^The server is busy with 2 requests; try again later"):
                 predict(channel)
+            with self.refused(CODE.RESOURCE_EXHAUSTED):  # Before the message is read.
+                predict(channel, b"damaged")
+            status = messages.GetModelStatusRequest(model_spec={"name": "linear"}).SerializeToString()
+            channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")(status, timeout=60)
             error = late.exception()
             assert isinstance(error, grpc.RpcError)
             self.assertEqual(error.code(), CODE.DEADLINE_EXCEEDED)

@@ -83,6 +83,7 @@ class HttpTest(unittest.TestCase):
             route("/late", late),
             route("/stream", stream),
             route("/public", lambda _: Response(b"public"), "GET", is_public=True),
+            route("/busy", lambda request: Response(request.body), refusal=lambda: self.refusal),
             route("/few", lambda _: Response(iter([b"a", b"b"]), EVENTS)),
         ]
         limits = Settings(**{"max_request_bytes": LIMIT, "max_requests": 4, "timeout": PATIENCE} | settings)
@@ -119,6 +120,24 @@ class HttpTest(unittest.TestCase):
         self.assertIn("ZeroDivisionError", logs.output[0])
         self.assertEqual(self.ask("GET", "/echo")[0], 404)
         self.assertEqual(self.ask("POST", "/few")[2], b"ab")
+
+    def test_a_refusal_before_the_body_is_read_keeps_the_connection(self):
+        port = self.start(api_keys=(b"key",))
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+            for refusal, key, answer in (
+                (StatusError("RESOURCE_EXHAUSTED", "busy"), "key", (429, b'{"error":"busy"}')),
+                (StatusError("UNAVAILABLE", "stopping"), "key", (503, b'{"error":"stopping"}')),
+                (StatusError("UNAVAILABLE", "stopping"), "other", (401, None)),
+                (None, "key", (200, b"body")),
+            ):
+                self.refusal = refusal
+                connection.request("POST", "/busy", b"body", {"Authorization": f"Bearer {key}"})
+                address = connection.sock.getsockname()
+                received = connection.getresponse()
+                body = received.read()
+                self.assertEqual((received.status, body if received.status != 401 else None), answer)
+                self.assertEqual(received.headers["retry-after"], "1" if received.status in (429, 503) else None)
+                self.assertEqual(connection.sock.getsockname(), address)
 
     def test_gzip(self):
         self.start()

@@ -1,12 +1,22 @@
-"""Bounds the number of requests that run and wait, so that the server refuses what it could only answer too late."""
+"""Bounds the number of requests that run and wait, so that the server refuses what it could only answer too late.
+
+Many requests may wait, because bursts end, and clients would rather wait than try again. While more requests arrive
+than the server can answer, a queue does not end; all that it does is to delay every answer. So once the server has
+refused a request, others may wait only briefly, until none has been refused for a second.
+"""
 
 import collections
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
 
 from tfzoo.serve.errors import StatusError
+
+_RECENT = 1 / 64  # The weight of a request in the mean duration; a few that were stalled do not count for much.
+_OVERLOAD = 1.0  # The seconds after a refusal for which the server counts as overloaded.
+_OVERLOADED = 1 / 100  # How long a request may wait meanwhile, relative to other times.
 
 
 class Admission:
@@ -14,13 +24,20 @@ class Admission:
 
     Args:
       running: how many run at a time.
-      queued: how many more wait; others are refused.
+      queued: how many more wait at most; others are refused.
+      queue_seconds: how long a request may be expected to wait, unless the server is overloaded. Half as many as run
+        may wait however long that takes.
     """
 
-    def __init__(self, running: int, queued: int):
-        self._free, self._limit = running, running + queued
+    def __init__(self, running: int, queued: int, queue_seconds: float = math.inf):
+        self._running, self._queued, self._queue_seconds = running, queued, queue_seconds
+        self._fewest = min(queued, (running + 1) // 2)  # How many may wait in any case.
+        self._free = running
         self._inside = 0  # Running and waiting.
         self._waiting: collections.deque[threading.Event] = collections.deque()
+        self._run_seconds = 0.0  # The mean duration of recent requests, without their waiting.
+        self._ended = 0  # How many requests have run.
+        self._refused_at = -math.inf
         self._is_closed = False
         self._changed = threading.Condition()  # Notified when no request is inside.
 
@@ -33,13 +50,8 @@ class Admission:
             UNAVAILABLE after `close`.
         """
         with self._changed:
-            if self._is_closed:
-                raise StatusError("UNAVAILABLE", "The server is stopping; send the request to another one")
-            if self._inside >= self._limit:
-                raise StatusError(
-                    "RESOURCE_EXHAUSTED",
-                    f"The server is busy with {self._inside} requests, its limit; try again later",
-                )
+            if (error := self._refusal()) is not None:
+                raise error
             self._inside += 1
             turn = threading.Event()
             if self._free:
@@ -53,17 +65,43 @@ class Admission:
                 self._waiting.remove(turn)
                 self._leave()
                 raise StatusError("DEADLINE_EXCEEDED", "Deadline exceeded while the request waited for its turn")
+        start = time.monotonic()
         try:
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and start >= deadline:
                 raise StatusError("DEADLINE_EXCEEDED", "Deadline exceeded before the request ran")
             yield
         finally:
             with self._changed:
+                self._ended += 1
+                difference = time.monotonic() - start - self._run_seconds
+                self._run_seconds += difference * max(_RECENT, 1 / self._ended)
                 if self._waiting:
                     self._waiting.popleft().set()
                 else:
                     self._free += 1
                 self._leave()
+
+    def refusal(self) -> StatusError | None:
+        """Returns the error with which a request would be refused now, or None. A front end asks before it reads a
+        request, because refusing it later costs about as much as answering it."""
+        with self._changed:
+            return self._refusal()
+
+    def _refusal(self) -> StatusError | None:
+        if self._is_closed:
+            return StatusError("UNAVAILABLE", "The server is stopping; send the request to another one")
+        now = time.monotonic()
+        if self._free or len(self._waiting) < self._may_wait(now):
+            return None
+        self._refused_at = now
+        return StatusError("RESOURCE_EXHAUSTED", f"The server is busy with {self._inside} requests; try again later")
+
+    def _may_wait(self, now: float) -> int:
+        """Returns how many requests may wait."""
+        is_overloaded = now - self._refused_at < _OVERLOAD
+        most = self._queue_seconds * (_OVERLOADED if is_overloaded else 1.0)
+        expected = len(self._waiting) * self._run_seconds / self._running
+        return self._queued if expected < most else self._fewest
 
     def _leave(self) -> None:
         self._inside -= 1

@@ -81,7 +81,7 @@ class Core:
         if batches and not self.limits.max_running_requests:
             running += self.limits.max_queued_requests
         self.max_inside = running + self.limits.max_queued_requests
-        self._admission = Admission(running, self.limits.max_queued_requests)
+        self._admission = Admission(running, self.limits.max_queued_requests, self.limits.max_queue_seconds)
         self._logs = logs or RequestLogs()
         self._draining = threading.Event()
 
@@ -192,6 +192,14 @@ class Core:
         until = time.monotonic() + self.limits.drain_seconds
         time.sleep(min(_NOTICE, self.limits.drain_seconds))
         self._admission.wait_until_empty(max(0.0, until - time.monotonic()))
+
+    def refusal(self) -> StatusError | None:
+        """Returns the error with which a request that runs a model must be refused now, or None. Front ends ask before
+        they read a request. A refused one is counted, but its model is unknown."""
+        error = self._admission.refusal()
+        if error is not None:
+            self._metrics.requests.labels(_UNKNOWN, error.code).inc()
+        return error
 
     def metrics(self) -> bytes:
         """Returns the metrics in Prometheus's text form."""

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -23,6 +23,8 @@ from tfzoo.serve.servable import Signature
 
 _PACKAGE = "tensorflow.serving"
 _HEALTH = "/grpc.health.v1.Health/"
+# Methods that run a model.
+_RUNS = {f"/{_PACKAGE}.PredictionService/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference")}
 # Names that TF Serving's health service knows; "" is the whole server.
 _HEALTH_NAMES = ("", "ModelService", "PredictionService", f"{_PACKAGE}.ModelService", f"{_PACKAGE}.PredictionService")
 _MAX_MESSAGE = 4000  # Characters of an error: a status travels in a header, whose size is limited.
@@ -64,7 +66,7 @@ class GrpcServer:
         self._core, self._threads = core, ThreadPoolExecutor(threads, "grpc")
         self._server = grpc.server(
             self._threads,
-            interceptors=[_Keys(api_keys)] if api_keys else [],
+            interceptors=[*([_Keys(api_keys)] if api_keys else []), _Refusals(core)],
             maximum_concurrent_rpcs=threads,
             options=[
                 ("grpc.so_reuseport", 0),  # Otherwise a second server could take the same port.
@@ -272,6 +274,36 @@ class _Keys(grpc.ServerInterceptor):
     @staticmethod
     def _abort(request, context):
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "Add the metadata authorization: Bearer KEY")
+
+
+class _Refusals(grpc.ServerInterceptor):
+    """Refuses requests of a server that is too busy, before their messages are read and at the cost of no thread."""
+
+    def __init__(self, core: Core):
+        self._core = core
+
+    def intercept_service(self, continuation, details):
+        if details.method not in _RUNS or (error := self._core.refusal()) is None:
+            return continuation(details)
+
+        def abort(requests, context):
+            context.abort(_STATUS_CODES[error.code], error.message)
+
+        abort.experimental_thread_pool = _HERE  # type: ignore[attr-defined]
+        # The only message of a request for one would be read before it is answered.
+        return grpc.stream_unary_rpc_method_handler(abort)
+
+
+class _Here(ThreadPoolExecutor):
+    """Calls functions in the thread that submits them."""
+
+    def submit(self, function, /, *arguments, **named):
+        done: Future = Future()
+        done.set_result(function(*arguments, **named))
+        return done
+
+
+_HERE = _Here(1)
 
 
 class _Reflection(reflection.ReflectionServicer):

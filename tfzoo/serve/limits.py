@@ -36,6 +36,14 @@ class Limits(Checked):
     max_queued_requests: int = option(
         128, "How many more requests wait for their turn; others are refused.", group="Limits", low=0
     )
+    max_queue_seconds: float = option(
+        1.0,
+        "How long a request may be expected to wait for its turn; others are refused. Once one has been refused, it "
+        "is a hundredth of this, until none has been refused for a second. Half as many requests as run may wait in "
+        "any case.",
+        group="Limits",
+        low=0,
+    )
     max_new_tokens: int = option(
         1024, "The maximum number of tokens that a request may ask to generate.", group="Limits", low=1
     )

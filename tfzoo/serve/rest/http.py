@@ -59,12 +59,19 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """A function for the requests whose method and complete path match; its groups are passed as arguments."""
+    """A function for the requests whose method and complete path match; its groups are passed as arguments.
+
+    Attributes:
+      is_public: whether it needs no API key.
+      refusal: returns the error with which a request must be refused before its body is read, or None; None if no
+        request is refused.
+    """
 
     method: str
     pattern: re.Pattern
     function: Callable[..., Response]
-    is_public: bool = False  # Needs no API key.
+    is_public: bool = False
+    refusal: Callable[[], StatusError | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +141,7 @@ class Application:
             if body is None:
                 return
             if self._active >= self._threads:
-                raise _Refused(429, f"The server is busy with {self._active} requests, its limit; try again later")
+                raise _Refused(429, f"The server is busy with {self._active} requests; try again later")
             self._active += 1
             try:
                 await self._answer(function, dataclasses.replace(head, body=body), receive, send)
@@ -146,11 +153,12 @@ class Application:
             self._held -= held[0]
 
     async def _checked(self, request: Request, receive: Callable) -> Callable[[Request], Response]:
-        """Returns the function for a request, after checking its key."""
+        """Returns the function for a request, after checking its key and whether it must be refused."""
+        refusal = None
         for route in self._routes:
             match = route.pattern.fullmatch(request.path)
             if match and route.method == request.method:
-                function, is_public = _bound(route, match), route.is_public
+                function, is_public, refusal = _bound(route, match), route.is_public, route.refusal
                 break
         else:
             function, is_public = self._other, False
@@ -158,6 +166,9 @@ class Application:
             if not keys.is_authorized(request.headers.get("authorization", ""), self._settings.api_keys):
                 await self._discard(receive, request.deadline)
                 raise _Refused(401, "The header Authorization must be: Bearer and one of the server's API keys")
+        if refusal is not None and (error := refusal()) is not None:
+            await self._discard(receive, request.deadline)
+            raise _Refused(error.http_status, error.message)
         return function
 
     async def _body(self, receive: Callable, request: Request, held: list[int]) -> bytes | None:

@@ -48,7 +48,7 @@ def routes(core: Core) -> list[Route]:
         content = _metadata(core.metadata(spec)) if metadata else _fields(core.status(spec))
         return Response((json.dumps(content, indent=1) + "\n").encode())
 
-    return [Route("POST", _INFER, infer), Route("GET", _DESCRIBE, describe)]
+    return [Route("POST", _INFER, infer, refusal=core.refusal), Route("GET", _DESCRIBE, describe)]
 
 
 def other(request: Request) -> Response:
