@@ -180,7 +180,7 @@ def large(millions: int) -> None:
     width, layers = 1024, 24
     intermediate = math.ceil(1e6 * millions / layers / width / 3 / 64) * 64
     before = peak_bytes()
-    with nn.zero_initializers():
+    with nn.unset_weights():
         sizes: dict[str, Any] = dict(hidden_size=width, num_layers=layers, num_heads=16, num_kv_heads=4, head_dim=64)
         model = models.build("llama3_8b", **sizes, intermediate_size=intermediate, vocab_size=1000)
     block = np.random.default_rng(0).normal(scale=0.02, size=100_003).astype(np.float32)

@@ -293,13 +293,41 @@ print(json.dumps(grown))
 """
 
 
+class LargeTest(FolderCase):
+    def test_large_tensors_in_every_dtype(self):
+        sizes = dict(vocab_size=600, hidden_size=512, num_layers=1, num_heads=8, intermediate_size=600)
+        for name in ("gpt2", "bert_small"):  # Fused and plain, transposed and not.
+            model = helpers.noisy_model(name, **sizes, heads=("lm",))
+            tfzoo.save(model, self.folder / name)
+            for dtype in ("float32", "bfloat16", "float16", "float64"):
+                with self.subTest(name, dtype=dtype):
+                    loaded, _ = huggingface.load(self.folder / name, dtype=dtype)
+                    large = 0
+                    for variable, expected in zip(loaded.weights, model.weights, strict=True):
+                        self.assertAllEqual(variable.value, tf.cast(expected.value, dtype), variable.path)
+                        large += expected.value.shape.num_elements() >= table._SMALL
+                    self.assertGreaterEqual(large, 7)
+
+    def test_they_can_be_changed(self):
+        tfzoo.save(tfzoo.build("gpt2", vocab_size=600, hidden_size=512, num_layers=1, num_heads=8), self.folder / "m")
+        model, _ = huggingface.load(self.folder / "m")
+        embeddings = model.tokens.embeddings
+        before = embeddings.numpy()
+        embeddings.assign_add(np.ones(embeddings.shape))
+        self.assertAllEqual(embeddings, before + 1)
+        again, _ = huggingface.load(self.folder / "m")
+        self.assertAllEqual(again.tokens.embeddings, before)
+
+
 class MemoryTest(FolderCase):
     @pytest.mark.faults
     def test_memory_of_loading_and_of_rejecting(self):
         sizes = dict(vocab_size=60000, hidden_size=512, num_layers=6, num_heads=8, intermediate_size=2048)
         large = self.folder / "large"
-        with nn.zero_initializers():  # Drawing 50 million numbers takes seconds.
+        with nn.unset_weights():  # Drawing 50 million numbers takes seconds.
             model = tfzoo.build("bert_small", **sizes, heads=("lm",))
+        for variable in model.variables:
+            variable.assign(np.zeros(variable.shape))
         size = sum(int(np.prod(v.shape)) * 4 for v in model.variables)
         tfzoo.save(model, large)
         del model

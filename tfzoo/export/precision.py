@@ -145,7 +145,7 @@ def with_precision(model: keras.Model, precision: str) -> keras.Model:
     policy = "mixed_float16" if precision == "float16" else precision
     if model.dtype_policy.name == policy:
         return model
-    with nn.zero_initializers():
+    with nn.unset_weights():
         twin = type(model)(
             model.config,
             heads=model.head_names,

@@ -81,6 +81,7 @@ def decode(
     with contextlib.ExitStack() as stack:
         stack.enter_context(nn.compiled_steps(options.jit_compile))
         stack.enter_context(nn.few_rows())
+        stack.enter_context(nn.without_gradients())
         for reader in (model, assistant):
             if reader is not None and reader.config.tie_embeddings:
                 together = batch * times * options.num_beams

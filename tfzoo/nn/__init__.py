@@ -17,7 +17,8 @@ from tfzoo.nn.basic import (
     make_norm,
     merged_variables,
     read,
-    zero_initializers,
+    unset_weights,
+    without_gradients,
 )
 from tfzoo.nn.block import MLP, Block, Stack
 from tfzoo.nn.cache import Cache
@@ -106,5 +107,6 @@ __all__ = [
     "rotate",
     "shapes_only",
     "sinusoidal_positions",
-    "zero_initializers",
+    "unset_weights",
+    "without_gradients",
 ]

@@ -256,7 +256,9 @@ class Attention(Layer):
                 key, value = (ops.repeat(t, self.num_heads // self.num_kv_heads, axis=1) for t in (key, value))
             result = self.kernel(query, key, value, masking=masking, training=training)
         rows = (-1,) if len(x.shape) == 2 else ops.shape(x)[:-1]
-        return self.output_projection(ops.reshape(_swap(result), (*rows, self.num_heads * self.head_dim)))
+        # With one token per row, the elements keep their order.
+        result = result if result.shape[2] == 1 else _swap(result)
+        return self.output_projection(ops.reshape(result, (*rows, self.num_heads * self.head_dim)))
 
     def _key_and_value(self, x, length, rotary):
         key = self._split(self.key(x), length, self.num_kv_heads, self.key_norm)
@@ -264,8 +266,10 @@ class Attention(Layer):
         return key if rotary is None else rotate(key, rotary), value
 
     def _split(self, x, length, num_heads, norm=None):  # [B, L, H D] or [B L, H D] -> [B, H, L, D]
-        x = ops.reshape(x, (-1, length, num_heads, self.head_dim))
-        return _swap(x if norm is None else norm(x))
+        one = isinstance(length, int) and length == 1
+        x = ops.reshape(x, (-1, num_heads, 1, self.head_dim) if one else (-1, length, num_heads, self.head_dim))
+        x = x if norm is None else norm(x)
+        return x if one else _swap(x)
 
 
 def _swap(x):  # [B, L, H, D] <-> [B, H, L, D]

@@ -7,7 +7,9 @@ under tf.distribute. Each docstring states the difference.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -30,7 +32,31 @@ CANNOT_QUANTIZE = (
 )
 
 
-@tf.custom_gradient
+_without_gradients = contextvars.ContextVar("without_gradients", default=False)
+
+
+@contextlib.contextmanager
+def without_gradients():
+    """Leaves out of a graph what only its gradients need; those of functions inside the context are then automatic."""
+    token = _without_gradients.set(True)
+    try:
+        yield
+    finally:
+        _without_gradients.reset(token)
+
+
+def with_gradient(function: Callable) -> Callable:
+    """Decorates a function as tf.custom_gradient does, except within `without_gradients`."""
+    differentiable = tf.custom_gradient(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args)[0] if _without_gradients.get() else differentiable(*args)
+
+    return call
+
+
+@with_gradient
 def rows_of(table, ids):
     """Returns the rows of `table` [N, E] for int `ids` [...]: [..., E].
 
@@ -95,7 +121,7 @@ def apart(*tensors):
 LARGE = 2**18  # Kernel size from which transposing the kernel for the gradient saves time.
 
 
-@tf.custom_gradient
+@with_gradient
 def _matmul(x, kernel):
     """Returns x [N, I] times kernel [I, O], [N, O]."""
 
@@ -179,7 +205,7 @@ def merged_variables(model: keras.Model) -> list:
     return [merged.get(id(variable), variable) for variable in model.variables if id(variable) not in adapters]
 
 
-@tf.custom_gradient
+@with_gradient
 def _gelu_with_gradient(x):
     cdf = 0.5 * (1.0 + tf.math.erf(x * (1.0 / math.sqrt(2.0))))
 
@@ -218,7 +244,7 @@ def activation(name: str):
     }[name]
 
 
-@tf.custom_gradient
+@with_gradient
 def _layer_norm(x, epsilon, gamma, *beta):
     """Normalizes x [N, E] over E and keeps x_hat and 1 / sigma for the backward pass. beta: zero or one tensor [E]."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)
@@ -246,7 +272,7 @@ def _fused_layer_norm(x, epsilon: float, gamma, beta):
     rows is static, because scale and offset are then constants; the form would be three times as slow.
     """
 
-    @tf.custom_gradient
+    @with_gradient
     def norm(x, gamma, beta):
         rows = tf.shape(x)[0]
         y = tf.raw_ops.FusedBatchNormV3(
@@ -272,7 +298,7 @@ def _fused_layer_norm(x, epsilon: float, gamma, beta):
     return norm(x, gamma, beta)
 
 
-@tf.custom_gradient
+@with_gradient
 def _rms_norm(x, gamma, epsilon):
     """Divides x [N, E] by its root mean square over E."""
     inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
@@ -356,23 +382,33 @@ def make_norm(config: TransformerConfig, **kwargs) -> keras.layers.Layer:
     return LayerNorm(config.norm_epsilon, center=config.biases != "none", **kwargs)
 
 
-_zeros = contextvars.ContextVar("zeros", default=False)
+_unset = contextvars.ContextVar("unset", default=False)
 
 
 @contextlib.contextmanager
-def zero_initializers(unless: bool = False):
-    """Initializes models created inside the context with zeros.
+def unset_weights(unless: bool = False):
+    """Leaves the matrices of models created inside the context without values, for weights that are then assigned.
 
-    This is faster than drawing random numbers that loading would overwrite.
+    This saves time, and the matrices take no memory before they are assigned.
 
     Args:
       unless: if True, the context changes nothing.
     """
-    token = _zeros.set(not unless)
+    token = _unset.set(not unless)
     try:
         yield
     finally:
-        _zeros.reset(token)
+        _unset.reset(token)
+
+
+class _Unset(keras.initializers.Zeros):
+    """Zeros, except within `unset_weights`: there, whatever the memory contains."""
+
+    def __call__(self, shape, dtype=None):
+        return tf.raw_ops.Empty(shape=shape, dtype=dtype) if _unset.get() else super().__call__(shape, dtype)
+
+
+register(_Unset, "Unset")
 
 
 def make_initializer(
@@ -389,8 +425,8 @@ def make_initializer(
         is added to the residual stream; "kernel" for any other kernel.
       seed: the seed; None draws one.
     """
-    if _zeros.get():
-        return keras.initializers.Zeros()
+    if _unset.get():
+        return _Unset()
     if config.initializer == "fan_in":
         if role == "embedding":
             return keras.initializers.RandomNormal(stddev=1.0)

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state  # Keras has no public access to it.
 
-from tfzoo.nn.basic import zero_initializers
+from tfzoo.nn.basic import unset_weights
 
 _WAITING = "uninitialized_variables"
 
@@ -19,7 +19,7 @@ def shapes_only() -> Iterator[None]:
     waiting = list(global_state.get_global_attribute(_WAITING, []))
     try:
         # In the graph go what layers compute when they are built.
-        with tf.Graph().as_default(), keras.StatelessScope(initialize_variables=False), zero_initializers():
+        with tf.Graph().as_default(), keras.StatelessScope(initialize_variables=False), unset_weights():
             yield
     finally:  # Keras would give the variables values at the end of the next such scope.
         global_state.set_global_attribute(_WAITING, waiting)

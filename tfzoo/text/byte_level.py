@@ -38,6 +38,7 @@ from tfzoo.text.byte_level_model import (
     BYTES,
     LATIN_NUL,
     LATIN_WORD_END,
+    bytes_of,
     check_merges,
     check_vocab,
     cuts,
@@ -146,9 +147,7 @@ class ByteLevelBPE(Tokenizer):
         self._before = json.dumps(list(splits))
         self._splits = tuple(pre_tokenizers.compile_one(part, f"{name}: pre_tokenizer") for part in splits)
 
-        ordinary = {
-            i: bytes(BYTES[c] for c in t) for i, t in enumerate(tokens) if t and t not in by_text and is_text(t)
-        }
+        ordinary = {i: bytes_of(t) for i, t in enumerate(tokens) if t and t not in by_text and is_text(t)}
         missing = [byte for letter, byte in BYTES.items() if letter not in ids or letter in by_text]
         if missing and unknown is not None:
             raise UserError(
@@ -173,10 +172,7 @@ class ByteLevelBPE(Tokenizer):
             self._piece_table = _table(self._whole_pieces(words) if pattern else {})
             # What each id adds when ids are joined to a text, and the number of bytes of text that it came from.
             dropped = self._dropped()
-            pieces = [
-                b"" if i in dropped else bytes(BYTES[c] for c in t) if is_text(t) else t.encode()
-                for i, t in enumerate(tokens)
-            ]
+            pieces = [b"" if i in dropped else bytes_of(t) if is_text(t) else t.encode() for i, t in enumerate(tokens)]
             self._pieces = tf.constant(pieces)
             self._lengths = tf.constant([len(ordinary.get(i, b"")) for i in range(len(tokens))], tf.int64)
 

@@ -24,10 +24,17 @@ def _letters() -> dict[str, int]:
 
 
 BYTES = _letters()  # Letter -> byte.
+_LETTERS = frozenset(BYTES)
+_LATIN = str.maketrans({letter: chr(byte) for letter, byte in BYTES.items()})
 
 
 def is_text(token: str) -> bool:
-    return all(letter in BYTES for letter in token)
+    return _LETTERS.issuperset(token)
+
+
+def bytes_of(token: str) -> bytes:
+    """Returns the bytes that the letters of a token represent; `is_text` must hold."""
+    return token.translate(_LATIN).encode("latin-1")
 
 
 def latin(token: bytes) -> bytes:
@@ -67,9 +74,12 @@ def cuts(tokens: Iterable[bytes]) -> str:
     The two bytes are the expression's groups, and the second begins a character. The expression is empty if there are
     no such bytes.
     """
+    tokens = [token for token in tokens if token]
+    letters = np.frombuffer(b"".join(tokens), np.uint8)
+    ends = np.cumsum([len(token) for token in tokens], dtype=np.int64)
+    within = np.delete(np.arange(letters.size), ends - 1)  # The places of all letters but the last of each token.
     together = np.zeros((256, 256), bool)
-    for token in tokens:
-        together[list(token[:-1]), list(token[1:])] = True
+    together[letters[within], letters[within + 1]] = True
     # A class of first bytes times a class of second bytes: the largest such product in which the second bytes are those
     # with the fewest partners. (Several products cut more, but the cost of their groups outweighs the gain.)
     seconds = np.arange(0xC2, 0xF5)

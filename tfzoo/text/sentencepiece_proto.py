@@ -27,6 +27,7 @@ def write(pieces: Iterable[tuple[bytes, float, int]], model: int, byte_fallback:
       byte_fallback: whether characters without a piece become pieces of their bytes.
     """
 
+    @functools.cache
     def number(value: int) -> bytes:
         return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + number(value >> 7)
 

@@ -14,7 +14,7 @@ from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from tfzoo import files, progress
 from tfzoo.errors import UserError
-from tfzoo.text import added, batch, settings, template, token_files
+from tfzoo.text import added, batch, sentencepiece_proto, settings, template, token_files
 from tfzoo.text.framing import Frame
 from tfzoo.text.pieces import Pieces, literal
 from tfzoo.text.token_files import AddedToken
@@ -332,9 +332,15 @@ def sentencepiece_op(model: bytes, out_type: tf.DType = tf.int32) -> tf_text.Sen
     # the same process, may have the same name.
     name = f"sentencepiece_{hashlib.sha256(model).hexdigest()}"
     with progress.quiet():  # The library logs that a model has no normalisation table.
-        op = tf_text.SentencepieceTokenizer(model, out_type=out_type, name=name)
+        # Its own resource is replaced, so it gets a model that is quickly read.
+        op = tf_text.SentencepieceTokenizer(_SMALL_MODEL, out_type=out_type)
         op._model_resource = _SharedModel(model, name)
     return op
+
+
+_SMALL_MODEL = sentencepiece_proto.write(
+    [(b"?", 0, sentencepiece_proto.UNKNOWN), (b"a", 0, sentencepiece_proto.NORMAL)], sentencepiece_proto.BPE
+)
 
 
 class _SharedModel(sentencepiece_tokenizer._SentencepieceModelResource):

@@ -61,7 +61,7 @@ def load(source: Source):
         skeleton = page.Model(config, **arguments)
         slots, _ = _slots(source, skeleton)
         account = table.account(slots, source.file, source, source.where, naming=source.naming)
-    with nn.zero_initializers():
+    with nn.unset_weights():
         model = page.Model(config, **arguments)
     slots, absent = _slots(source, model)
     table.load(slots, source.file, account)

@@ -137,7 +137,7 @@ def load_model(
             _check_computed(page, skeleton, record["model_type"], file)
         if modules is not None and "embed" in arguments["heads"]:
             modules.check(account)
-        with nn.zero_initializers(unless=bool(account.not_assigned)):
+        with nn.unset_weights(unless=bool(account.not_assigned)):
             model = make(config, **arguments, dtype=dtype)
         table.load(table.slots(page.WEIGHTS, model), file, account)
     generation = folder / "generation_config.json"

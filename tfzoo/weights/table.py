@@ -16,6 +16,7 @@ that are not Hugging Face's have their own tables and Naming (tfzoo.weights.fore
 import dataclasses
 import functools
 import math
+import mmap
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -28,7 +29,7 @@ from tfzoo.models.markers import Computed, Conv1D, Fused, Reshaped, Tied, Turned
 from tfzoo.weights.tensors import DTYPES
 
 STATE = "seed_generator_state"  # Keras's name of a random generator's state, which is a variable.
-_SMALL = 1 << 18  # Elements of a tensor that is assigned whole; larger ones are assigned by chunks.
+_SMALL = 1 << 18  # Elements of a tensor from which `_fill` saves time.
 EMBED = "embed."  # Prefix of the names of tensors after a sentence-transformers model's pooling.
 # Entries that models of every family can have. Hugging Face has no head for relations: it is new in every model read.
 _EVERY = {f"{EMBED}dense_{{}}.linear": "embed/dense_{}", "relation.classifier.dense": "relation/classifier/dense"}
@@ -313,7 +314,7 @@ def _name_pattern(name: str, naming: Naming) -> str:
 
 
 def load(slots: Sequence[Slot], file, found: Account) -> None:
-    """Copies a file's tensors into the variables, one chunk at a time.
+    """Copies a file's tensors into the variables, one tensor at a time.
 
     Raises:
       UserError: a tensor contains NaN, or a tensor that is stored twice differs from its other copy.
@@ -321,15 +322,14 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
     by_name = {slot.name: slot for slot in slots}
     for name, stored in found.sources.items():
         slot = by_name[name]
-        if not slot.rows or math.prod(slot.shape) < _SMALL:
-            for variable, array in zip(slot.variables, slot.from_stored(file.read(stored))):
-                variable.assign(np.asarray(array, np.float32))
+        if slot.rows and math.prod(slot.shape) >= _SMALL:
+            _fill(slot.variables[0], file.chunks(stored), slot.rows)
             continue
-        for start, rows in file.chunks(stored):
-            piece = np.ascontiguousarray(rows.T if slot.rows == "columns" else rows, np.float32)
-            _put(slot.variables[0].value, piece, start, axis=piece.ndim - 1 if slot.rows == "columns" else 0)
-        # After a partial write, TensorFlow copies the whole variable at every read, that is, for each decoded token.
-        tf.raw_ops.DisableCopyOnRead(resource=slot.variables[0].value.handle)
+        for variable, array in zip(slot.variables, slot.from_stored(file.read(stored))):
+            if array.size >= _SMALL:
+                _fill(variable, [(0, array)], "rows")
+            else:
+                variable.assign(np.asarray(array, np.float32))
     for stored, name in found.tied.items():
         for (_, rows_of_copy), (_, rows_of_source) in zip(file.chunks(stored), file.chunks(found.sources[name])):
             if not np.array_equal(rows_of_copy, rows_of_source):
@@ -339,13 +339,25 @@ def load(slots: Sequence[Slot], file, found: Account) -> None:
                 )
 
 
-def _put(variable: tf.Variable, piece: np.ndarray, start: int, axis: int) -> None:
-    """Assigns variable[start : start + n] = piece along an axis; a slice assignment would copy the whole variable."""
-    begin = [start if i == axis else 0 for i in range(piece.ndim)]
-    end = np.add(begin, piece.shape)
-    tf.raw_ops.ResourceStridedSliceAssign(
-        ref=variable.handle, begin=begin, end=end.astype(np.int32), strides=[1] * piece.ndim, value=piece
-    )
+def _fill(variable, pieces: Iterable[tuple[int, np.ndarray]], axis: str) -> None:
+    """Assigns (first row, rows) or (first column, columns transposed) to a variable.
+
+    The values are copied once, into memory that TensorFlow uses as it is until the variable changes.
+
+    Args:
+      variable: a Keras variable.
+      pieces: together all rows or columns.
+      axis: "rows" or "columns".
+    """
+    dtype = variable.value.dtype
+    # TensorFlow would copy an array that does not begin at a multiple of 64 bytes; this memory begins with a page.
+    memory = mmap.mmap(-1, math.prod(variable.shape) * dtype.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(memory, dtype.as_numpy_dtype).reshape(variable.shape)
+    target = array if axis == "rows" else array.T
+    for start, piece in pieces:
+        target[start : start + len(piece)] = piece
+    bits = array.view(f"u{dtype.size}")  # DLPack has no type for NumPy's bfloat16.
+    variable.value.assign(tf.bitcast(tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), dtype))
 
 
 def stored(slots: Iterable[Slot], dtype: str) -> Iterator[tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfzoo.errors import UserError
 from tfzoo.json_files import show
-from tfzoo.text.byte_level_model import BYTES, is_text
+from tfzoo.text.byte_level_model import bytes_of, is_text
 from tfzoo.text.tokenizer import CLEANED
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -69,7 +69,7 @@ def _apply(step: dict[str, Any], parts: list[bytes], tokens: Sequence[str], firs
         matches = [BYTE.fullmatch(token) for token in tokens]
         return [bytes([int(match[1], 16)]) if match else part for match, part in zip(matches, parts)]
     if kind == "ByteLevel":
-        return [bytes(BYTES[c] for c in token) if is_text(token) else token.encode() for token in tokens]
+        return [bytes_of(token) if is_text(token) else token.encode() for token in tokens]
     if kind == "Replace" and isinstance(step.get("pattern"), dict) and "String" in step["pattern"]:
         old, new = step["pattern"]["String"].encode(), step.get("content", "").encode()
         return [part.replace(old, new) for part in parts]
