@@ -11,13 +11,17 @@ from typing import Any
 
 
 class _Anything:
-    """Stands for everything in the libraries but layers: it can be read, called and entered, which has no effect."""
+    """Stands for everything in the libraries but layers: it can be read, called, entered and inherited, which has no
+    effect."""
 
     def __getattr__(self, name: str) -> Any:
         return self
 
     def __call__(self, *args, **kwargs) -> Any:
         return self
+
+    def __mro_entries__(self, bases) -> tuple[type, ...]:
+        return ()
 
     def __iter__(self) -> Iterator:
         return iter(())
