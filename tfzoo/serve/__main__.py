@@ -38,6 +38,10 @@ from tfzoo.serve.rest import server as rest
 
 _MAX_PORT = 65535
 _METRICS = "/monitoring/prometheus/metrics"
+# A request passes through several threads. While a version is loaded, each of them waits for the GIL for up to this
+# time; with Python's default of 5 milliseconds, a request would wait longer than it runs. On a busy machine, half a
+# millisecond is worse: whoever gives up the GIL waits until the other thread has been given a processor.
+_SWITCH_SECONDS = 0.001
 
 _log = logging.getLogger("tfzoo.serve")
 
@@ -59,6 +63,7 @@ def main(flags: absl_flags.FlagValues) -> int | None:
         return None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # Its notices about loading do not concern operators.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     _check_flags(flags)
     config = _model_config(flags)
     with contextlib.ExitStack() as running:  # What is started last is stopped first.
