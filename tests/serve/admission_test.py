@@ -80,27 +80,39 @@ class AdmissionTest(unittest.TestCase):
         self.assert_refused()
         self.leave(6)
 
-    def test_few_wait_from_a_refusal_until_a_second_after_the_last(self) -> None:
+    def test_none_waits_from_a_refusal_until_a_second_after_the_last(self) -> None:
         self.admission, clock = Admission(running=2, queued=6, queue_seconds=100.0), Clock(self)
         self.run_alone(100, clock, 0.6)
         for i in range(2 + 6):
             self.enter(i)
         self.assert_refused()  # The queue is full.
-        for remaining in (5, 4):
+        for remaining in (7, 6, 5, 4, 3, 2):
             self.leave(1)
-            self.assertEqual(self.admission.inside(), 2 + remaining)
-            self.assert_refused()  # It would wait for 1 second or more, a hundredth of the usual limit.
+            self.assertEqual(self.admission.inside(), remaining)
+            self.assert_refused()
         self.leave(1)
-        self.enter(8)
-        clock.now += 0.9
-        self.assert_refused()
+        self.enter(8)  # It need not wait.
         clock.now += 0.9
         self.assert_refused()
         clock.now += 1.1
-        for i in range(2):
+        for i in range(6):
             self.enter(9 + i)
         self.assert_refused()
         self.leave(8)
+
+    def test_requests_wait_after_a_refusal_if_few_arrive(self) -> None:
+        self.admission, clock = Admission(running=2, queued=6, queue_seconds=100.0), Clock(self)
+        self.run_alone(100, clock, 0.05)
+        for i in range(2 + 6):
+            self.enter(i)
+        self.assert_refused()
+        self.leave(1)
+        self.enter(8)  # About 30 have arrived within a second, in which 40 can be answered.
+        for _ in range(20):
+            self.assert_refused()
+        self.leave(1)
+        self.assert_refused()
+        self.leave(7)
 
     def run_alone(self, count: int, clock: "Clock", seconds: float) -> None:
         """Runs requests one after the other, each for some seconds of the clock."""

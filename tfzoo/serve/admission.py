@@ -2,7 +2,7 @@
 
 Many requests may wait, because bursts end, and clients would rather wait than try again. While more requests arrive
 than the server can answer, a queue does not end; all that it does is to delay every answer. So once the server has
-refused a request, others may wait only briefly, until none has been refused for a second.
+refused a request, none may wait, until fewer arrive than it can answer or none has been refused for a second.
 """
 
 import collections
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from tfzoo.serve.errors import StatusError
 
 _RECENT = 1 / 64  # The weight of a request in the mean duration; a few that were stalled do not count for much.
-_OVERLOAD = 1.0  # The seconds after a refusal for which the server counts as overloaded.
-_OVERLOADED = 1 / 100  # How long a request may wait meanwhile, relative to other times.
+_OVERLOAD = 1.0  # The seconds after a refusal for which the server may count as overloaded.
 
 
 class Admission:
@@ -25,8 +24,8 @@ class Admission:
     Args:
       running: how many run at a time.
       queued: how many more wait at most; others are refused.
-      queue_seconds: how long a request may be expected to wait, unless the server is overloaded. Half as many as run
-        may wait however long that takes.
+      queue_seconds: how long a request may be expected to wait. Half as many as run may wait however long that takes.
+        None may wait while the server is overloaded.
     """
 
     def __init__(self, running: int, queued: int, queue_seconds: float = math.inf):
@@ -38,6 +37,8 @@ class Admission:
         self._run_seconds = 0.0  # The mean duration of recent requests, without their waiting.
         self._ended = 0  # How many requests have run.
         self._refused_at = -math.inf
+        self._arrivals = 0.0  # The number of recent requests: each counts for exp(-t), t seconds after it arrived.
+        self._arrived_at = 0.0
         self._is_closed = False
         self._changed = threading.Condition()  # Notified when no request is inside.
 
@@ -52,6 +53,7 @@ class Admission:
         with self._changed:
             if (error := self._refusal()) is not None:
                 raise error
+            self._arrived(time.monotonic())
             self._inside += 1
             turn = threading.Event()
             if self._free:
@@ -94,14 +96,23 @@ class Admission:
         if self._free or len(self._waiting) < self._may_wait(now):
             return None
         self._refused_at = now
+        self._arrived(now)
         return StatusError("RESOURCE_EXHAUSTED", f"The server is busy with {self._inside} requests; try again later")
 
     def _may_wait(self, now: float) -> int:
         """Returns how many requests may wait."""
-        is_overloaded = now - self._refused_at < _OVERLOAD
-        most = self._queue_seconds * (_OVERLOADED if is_overloaded else 1.0)
+        if now - self._refused_at < _OVERLOAD and self._load(now) > 1:
+            return 0
         expected = len(self._waiting) * self._run_seconds / self._running
-        return self._queued if expected < most else self._fewest
+        return self._queued if expected < self._queue_seconds else self._fewest
+
+    def _arrived(self, now: float) -> None:
+        self._arrivals = 1 + self._arrivals * math.exp(self._arrived_at - now)
+        self._arrived_at = now
+
+    def _load(self, now: float) -> float:
+        """Returns the requests that arrived per second, over those that can be answered per second."""
+        return self._arrivals * math.exp(self._arrived_at - now) * self._run_seconds / self._running
 
     def _leave(self) -> None:
         self._inside -= 1

@@ -38,9 +38,8 @@ class Limits(Checked):
     )
     max_queue_seconds: float = option(
         1.0,
-        "How long a request may be expected to wait for its turn; others are refused. Once one has been refused, it "
-        "is a hundredth of this, until none has been refused for a second. Half as many requests as run may wait in "
-        "any case.",
+        "How long a request may be expected to wait for its turn; others are refused. Half as many requests as run "
+        "may wait longer. Once one has been refused, none may wait while more arrive than the server can answer.",
         group="Limits",
         low=0,
     )
