@@ -10,6 +10,9 @@ import threading
 import unittest
 from unittest import mock
 
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from tests.helpers import PATIENCE
 from tfzoo.errors import UserError
 from tfzoo.serve.errors import StatusError
@@ -274,6 +277,20 @@ class HttpTest(unittest.TestCase):
                 pass
             self.release.set()
             self.assertTrue(waiting.recv(1000).startswith(b"HTTP/1.1 200 "))
+
+    def test_connections_with_requests_stay_open(self):
+        connection = rest_server._Protocol.__new__(rest_server._Protocol)
+        connection.loop = mock.Mock()
+        connection.conn = mock.Mock(their_state=h11.IDLE)  # The head of a request has not arrived.
+        with mock.patch.object(H11Protocol, "connection_made"):
+            connection.connection_made(mock.Mock())
+        connection.transport = transport = mock.Mock()
+        for _ in range(3):  # Between two ticks there was a request, which has been answered.
+            connection.cycle = mock.Mock(response_complete=True)
+            connection._tick()
+        transport.close.assert_not_called()
+        connection._tick()
+        transport.close.assert_called_once()
 
     def test_requests_that_run_are_answered_when_the_server_stops(self):
         self.start()

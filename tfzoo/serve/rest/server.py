@@ -57,11 +57,14 @@ def _health(core: Core) -> list[Route]:
 
 
 class _Protocol(H11Protocol):
-    """Closes connections of clients that do not send the head of a request in time."""
+    """Closes connections of clients that do not send the head of a request in time.
+
+    Every _SILENCE seconds, it closes the connection if no request has begun since the last time.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._seen: Any = self  # The request of the previous tick.
+        self._seen: Any = None  # The request of the previous tick.
         self._ticking = self.loop.call_later(_SILENCE, self._tick)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,7 +73,7 @@ class _Protocol(H11Protocol):
 
     def _tick(self) -> None:
         waiting = self.cycle is None or self.cycle.response_complete
-        if waiting and self.conn.their_state is h11.IDLE and self._seen in (self, self.cycle):
+        if waiting and self.conn.their_state is h11.IDLE and self._seen is self.cycle:
             self.transport.close()
             return
         self._seen = self.cycle
