@@ -939,10 +939,11 @@ class ConfigsTest(TrainCase):
         for recipe in recipes:
             with self.subTest(recipe=recipe):
                 run_dir = self.folder / recipe
+                corpus = pairs if recipe in ("multilingual.cfg", "transformer.cfg") else self.shared / "corpus.txt"
                 self.assert_done(
                     f"--flagfile={CONFIGS / recipe}",
                     f"--flagfile={CONFIGS / 'debug.cfg'}",
-                    f"--corpus={pairs if recipe == 'transformer.cfg' else self.shared / 'corpus.txt'}",
+                    f"--corpus={corpus}",
                     f"--cache_dir={self.shared / 'cache'}",
                     f"--run_dir={run_dir}",
                     "--steps=2",
