@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfzoo.config import TransformerConfig
-from tfzoo.nn.basic import Dense, Dropout, RMSNorm, is_compiled, make_initializer
+from tfzoo.nn.basic import Dense, Dropout, RMSNorm, has_gradients, is_compiled, make_initializer
 from tfzoo.nn.kernel import FavorAttention
 from tfzoo.nn.layer import Layer
 from tfzoo.nn.lean import LeanAttention, size
@@ -135,7 +135,10 @@ def causal_attention(query, key, value, bias, scale=None):
 
     if isinstance(length, int):
         return parts() if length >= LONG else whole()
-    # As a function that is not inlined, the parts are neither optimized nor prepared until there is a long text.
+    if has_gradients():
+        return tf.cond(length >= LONG, parts, whole)
+    # In decoding, the parts are a function that is not inlined, so that they are neither optimized nor prepared until
+    # there is a long text. LiteRT does not support such functions.
     rarely = tf.function(parts, autograph=False, experimental_attributes={"_noinline": True})
     return tf.cond(length >= LONG, rarely, whole)
 

@@ -45,6 +45,11 @@ def without_gradients():
         _without_gradients.reset(token)
 
 
+def has_gradients() -> bool:
+    """Returns whether a graph that is being traced may be differentiated: False within `without_gradients`."""
+    return not _without_gradients.get()
+
+
 def with_gradient(function: Callable) -> Callable:
     """Decorates a function as tf.custom_gradient does, except within `without_gradients`."""
     differentiable = tf.custom_gradient(function)
