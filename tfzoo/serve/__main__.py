@@ -40,7 +40,7 @@ _MAX_PORT = 65535
 _METRICS = "/monitoring/prometheus/metrics"
 # A request passes through several threads. While a version is loaded, each of them waits for the GIL for up to this
 # time; with Python's default of 5 milliseconds, a short request would wait longer than it runs. Less than a millisecond
-# is no better on a busy machine: whoever gives up the GIL waits until the other thread has been given a processor.
+# is no better on a busy machine: a thread that releases the GIL to another one waits until that one has run.
 _SWITCH_SECONDS = 0.001
 
 _log = logging.getLogger("tfzoo.serve")
