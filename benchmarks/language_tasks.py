@@ -96,9 +96,7 @@ def fine_tune(name: str, flags: list[str], train: str, test: str, folder: pathli
     """Trains, unless that is done, and returns the scores of the test file."""
     run_dir = RUNS / f"{name}-{key_of(flags)}"
     command("train", *flags, f"--train_file={folder / train}", f"--run_dir={run_dir}")
-    command("evaluate", f"--model_dir={run_dir}", f"--test_file={folder / test}")
-    record = json.loads((run_dir / f"evaluation-{pathlib.Path(test).stem}.json").read_text())
-    return {figure: score["value"] for figure, score in record["scores"].items()}
+    return {figure: score["value"] for figure, score in evaluate(run_dir, folder / test).items()}
 
 
 def mixture_lines(scores: dict[str, Any]) -> Iterator[str]:
@@ -245,9 +243,7 @@ def run_objectives() -> dict[str, Any]:
             tuned = [*(start if name == "none" else [name, *flags, *_WIKITEXT]), *_TUNED]
             run_dir = RUNS / f"wikitext-{name}-{task}-{key_of(tuned)}"
             command("train", *start, *_TUNED, f"--train_file={path_of(train)}", f"--run_dir={run_dir}")
-            command("evaluate", f"--model_dir={run_dir}", f"--test_file={path_of(test)}")
-            record = run_dir / f"evaluation-{pathlib.Path(path_of(test)).stem}.json"
-            found[name][task] = json.loads(record.read_text())["scores"]["accuracy"]
+            found[name][task] = evaluate(run_dir, path_of(test))["accuracy"]
     return found
 
 
@@ -274,6 +270,12 @@ def gpt() -> str:
     if not (run_dir / "best").exists():
         command("train", *recipes.flags_of("gpt"), f"--run_dir={run_dir}")
     return str(run_dir)
+
+
+def evaluate(run_dir: pathlib.Path, test: str | pathlib.Path) -> dict[str, dict[str, float]]:
+    """Returns the scores of a test file: {figure: {"value", "low", "high"}}."""
+    command("evaluate", f"--model_dir={run_dir}", f"--test_file={test}")
+    return json.loads((run_dir / f"evaluation-{pathlib.Path(test).stem}.json").read_text())["scores"]
 
 
 def command(name: str, *arguments: str) -> None:

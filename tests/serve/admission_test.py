@@ -81,11 +81,8 @@ class AdmissionTest(unittest.TestCase):
         self.leave(6)
 
     def test_none_waits_from_a_refusal_until_a_second_after_the_last(self) -> None:
-        self.admission, clock = Admission(running=2, queued=6, queue_seconds=100.0), Clock(self)
-        self.run_alone(100, clock, 0.6)
-        for i in range(2 + 6):
-            self.enter(i)
-        self.assert_refused()  # The queue is full.
+        clock = self.fill_the_queue(0.6)
+        self.assert_refused()
         for remaining in (7, 6, 5, 4, 3, 2):
             self.leave(1)
             self.assertEqual(self.admission.inside(), remaining)
@@ -101,10 +98,7 @@ class AdmissionTest(unittest.TestCase):
         self.leave(8)
 
     def test_requests_wait_after_a_refusal_if_few_arrive(self) -> None:
-        self.admission, clock = Admission(running=2, queued=6, queue_seconds=100.0), Clock(self)
-        self.run_alone(100, clock, 0.05)
-        for i in range(2 + 6):
-            self.enter(i)
+        self.fill_the_queue(0.05)
         self.assert_refused()
         self.leave(1)
         self.enter(8)  # About 30 have arrived within a second, in which 40 can be answered.
@@ -113,6 +107,14 @@ class AdmissionTest(unittest.TestCase):
         self.leave(1)
         self.assert_refused()
         self.leave(7)
+
+    def fill_the_queue(self, seconds: float) -> "Clock":
+        """Makes two requests run and six wait, after others that took some seconds each."""
+        self.admission, clock = Admission(running=2, queued=6, queue_seconds=100.0), Clock(self)
+        self.run_alone(100, clock, seconds)
+        for i in range(2 + 6):
+            self.enter(i)
+        return clock
 
     def run_alone(self, count: int, clock: "Clock", seconds: float) -> None:
         """Runs requests one after the other, each for some seconds of the clock."""

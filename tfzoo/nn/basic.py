@@ -32,22 +32,27 @@ CANNOT_QUANTIZE = (
 )
 
 
-_without_gradients = contextvars.ContextVar("without_gradients", default=False)
-
-
 @contextlib.contextmanager
-def without_gradients():
-    """Leaves out of a graph what only its gradients need; those of functions inside the context are then automatic."""
-    token = _without_gradients.set(True)
+def _setting(variable: contextvars.ContextVar, value: Any):
+    """Sets a variable inside the context."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _without_gradients.reset(token)
+        variable.reset(token)
+
+
+_has_gradients = contextvars.ContextVar("has_gradients", default=True)
+
+
+def without_gradients():
+    """Leaves out of a graph what only its gradients need; those of functions inside the context are then automatic."""
+    return _setting(_has_gradients, False)
 
 
 def has_gradients() -> bool:
     """Returns whether a graph that is being traced may be differentiated: False within `without_gradients`."""
-    return not _without_gradients.get()
+    return _has_gradients.get()
 
 
 def with_gradient(function: Callable) -> Callable:
@@ -56,7 +61,7 @@ def with_gradient(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args):
-        return function(*args)[0] if _without_gradients.get() else differentiable(*args)
+        return differentiable(*args) if has_gradients() else function(*args)[0]
 
     return call
 
@@ -80,32 +85,22 @@ _few_rows = contextvars.ContextVar("few_rows", default=False)
 _compiled = contextvars.ContextVar("compiled", default=False)
 
 
-@contextlib.contextmanager
 def few_rows(few: bool = True):
     """Computes products inside the context in the way that suits few rows, such as those of a decoding step.
 
     Args:
       few: False restores the usual way, for example to read a prompt.
     """
-    token = _few_rows.set(few)
-    try:
-        yield
-    finally:
-        _few_rows.reset(token)
+    return _setting(_few_rows, few)
 
 
-@contextlib.contextmanager
 def compiled_steps(jit_compile: bool):
     """Prepares products inside the context for a loop that XLA compiles.
 
     Args:
       jit_compile: if False, the context changes nothing.
     """
-    token = _compiled.set(jit_compile)
-    try:
-        yield
-    finally:
-        _compiled.reset(token)
+    return _setting(_compiled, jit_compile)
 
 
 def has_few_rows() -> bool:
@@ -390,7 +385,6 @@ def make_norm(config: TransformerConfig, **kwargs) -> keras.layers.Layer:
 _unset = contextvars.ContextVar("unset", default=False)
 
 
-@contextlib.contextmanager
 def unset_weights(unless: bool = False):
     """Leaves the matrices of models created inside the context without values, for weights that are then assigned.
 
@@ -399,11 +393,7 @@ def unset_weights(unless: bool = False):
     Args:
       unless: if True, the context changes nothing.
     """
-    token = _unset.set(not unless)
-    try:
-        yield
-    finally:
-        _unset.reset(token)
+    return _setting(_unset, not unless)
 
 
 class _Unset(keras.initializers.Zeros):

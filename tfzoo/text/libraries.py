@@ -270,6 +270,7 @@ class SentencePieceTokenizer(LibraryTokenizer):
             raise UserError(f"{made.name}: the model cannot be used ({one_line(error, 200)}); get it again") from None
         self.role_ids, self.pad_id = made.role_ids, made.role_ids.get("pad", 0)
         self.special = {i: made.tokens[i][0] for i in made.special_ids}
+        self._known = {name: i for i, name in self.special.items() if name}
         self._splits_text = made.prefix == "first" and bool(made.added)
         self.has_offsets = not (made.row.cleans or made.row.vocab or self._splits_text)
         self._splits = made.without_commas(self._library.encode)
@@ -300,7 +301,7 @@ class SentencePieceTokenizer(LibraryTokenizer):
         )
 
     def encode(self, texts: Sequence[str], offsets: bool = False, special: Sequence[str] = ()) -> list[Encoded]:
-        token_files.check_special(special, {name: i for i, name in self.special.items() if name})
+        token_files.check_special(special, self._known)
         matchers = self._matching(frozenset(special))
         rows = [_parts(text, matchers) for text in texts]
         pieces = [part for row in rows for part in row if isinstance(part, Piece)]
