@@ -56,7 +56,7 @@ HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 _EXTRAS = (
     dict.fromkeys(("onnx", "onnxruntime", "onnx_ir", "tensorflow_serving", "tf2onnx"), "export")
     | dict.fromkeys(("optuna", "rouge_score", "sacrebleu", "scipy", "sklearn"), "tasks")
-    | dict.fromkeys(("grpc", "grpc_health", "grpc_reflection", "h11", "prometheus_client", "uvicorn"), "serve")
+    | dict.fromkeys(("grpc", "grpc_health", "grpc_reflection", "httptools", "prometheus_client", "uvicorn"), "serve")
 )
 
 

@@ -115,7 +115,8 @@ def start_tensorflow() -> None:
     """Imports TensorFlow. Afterwards, it has detected the devices and logs only errors, unless TF_CPP_MIN_LOG_LEVEL
     requests more."""
     os.environ.setdefault(_LEVEL, "2")
-    import tensorflow as tf
+    with _keeping_all():
+        import tensorflow as tf
 
     _hush_absl(pathlib.Path(tf.sysconfig.get_lib()))
     with quiet():

@@ -10,8 +10,7 @@ import threading
 import unittest
 from unittest import mock
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.helpers import PATIENCE
 from tfzoo.errors import UserError
@@ -263,6 +262,22 @@ class HttpTest(unittest.TestCase):
                 self.open(text)
         self.assertEqual(self.ask("POST", "/echo", b"x")[2], b"x")
 
+    def test_the_head_of_a_request_is_bounded(self):
+        self.start()
+        endless = b"a" * 2**20
+        line = b"GET / HTTP/1.1\r\n"
+        for text in (endless, b"GET /" + endless, line + endless, line + b"a: b\r\n" * 2**15):
+            connection, received = self.open(b""), b""
+            with contextlib.suppress(ConnectionError):  # The server may close before it has read everything.
+                connection.sendall(text)
+            with contextlib.suppress(ConnectionError):
+                while part := connection.recv(1000):
+                    received += part
+            self.assertTrue(not received or received.startswith(b"HTTP/1.1 400 "), received)
+        large = b"x" * 2**17  # A body has another limit.
+        connection = self.open(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(large) + large)
+        self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 413 "))
+
     def test_silent_connections_are_closed(self):
         with mock.patch.object(rest_server, "_SILENCE", 0.1):
             self.start()
@@ -281,8 +296,7 @@ class HttpTest(unittest.TestCase):
     def test_connections_with_requests_stay_open(self):
         connection = rest_server._Protocol.__new__(rest_server._Protocol)
         connection.loop = mock.Mock()
-        connection.conn = mock.Mock(their_state=h11.IDLE)  # The head of a request has not arrived.
-        with mock.patch.object(H11Protocol, "connection_made"):
+        with mock.patch.object(HttpToolsProtocol, "connection_made"):
             connection.connection_made(mock.Mock())
         connection.transport = transport = mock.Mock()
         for _ in range(3):  # Between two ticks there was a request, which has been answered.

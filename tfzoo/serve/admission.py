@@ -55,18 +55,19 @@ class Admission:
                 raise error
             self._arrived(time.monotonic())
             self._inside += 1
-            turn = threading.Event()
-            if self._free:
+            is_free = self._free > 0
+            if is_free:
                 self._free -= 1
-                turn.set()
             else:
+                turn = threading.Event()
                 self._waiting.append(turn)
-        turn.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        with self._changed:
-            if not turn.is_set():
-                self._waiting.remove(turn)
-                self._leave()
-                raise StatusError("DEADLINE_EXCEEDED", "Deadline exceeded while the request waited for its turn")
+        if not is_free:
+            turn.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            with self._changed:
+                if not turn.is_set():
+                    self._waiting.remove(turn)
+                    self._leave()
+                    raise StatusError("DEADLINE_EXCEEDED", "Deadline exceeded while the request waited for its turn")
         start = time.monotonic()
         try:
             if deadline is not None and start >= deadline:

@@ -11,10 +11,10 @@ import collections
 import dataclasses
 import os
 import pathlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -102,11 +102,23 @@ def of_model(folder: pathlib.Path) -> Parameters | None:
 
 @dataclasses.dataclass
 class _Task:
+    """Rows of a request, all or a part. What comes first into `answers` is its answer: outputs, or why it failed."""
+
     inputs: Mapping[str, np.ndarray]
     rows: int
     deadline: float | None
     arrived: float
-    result: Future
+    # A Future makes and wakes several locks.
+    answers: queue.SimpleQueue[dict[str, np.ndarray] | BaseException] = dataclasses.field(
+        default_factory=queue.SimpleQueue
+    )
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Waits for the answer."""
+        answer = self.answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
 @dataclasses.dataclass
@@ -186,13 +198,12 @@ class Scheduler:
         while (batch := self._next()) is not None:
             now = time.monotonic()
             for task in batch.tasks:
-                self.metrics.queuing.labels(self._name).observe((now - task.arrived) * 1e6)
+                self.metrics.queuing(self._name).observe((now - task.arrived) * 1e6)
             try:
                 batch.run(batch.tasks)
             except BaseException as error:
                 for task in batch.tasks:
-                    if not task.result.done():
-                        task.result.set_exception(error)
+                    task.answers.put(error)  # Those that were answered before do not read it.
 
     def stop(self) -> None:
         """Ends the threads. Waiting requests fail."""
@@ -200,7 +211,7 @@ class Scheduler:
             self._stopped = True
             for batch in (*self._full, *self._open.values()):
                 for task in batch.tasks:
-                    task.result.set_exception(StatusError("UNAVAILABLE", "The server stops"))
+                    task.answers.put(StatusError("UNAVAILABLE", "The server stops"))
             self._condition.notify_all()
 
 
@@ -237,7 +248,7 @@ class Batched:
         has_rows = all(spec.shape is None or len(spec.shape) for spec in map(signature.outputs.__getitem__, names))
         if not count or not has_rows:  # Rows can be combined only along a common first axis.
             return self._servable.run(signature_name, inputs, names, deadline)
-        self._scheduler.metrics.input_size.labels(self.name, signature_name).observe(count)
+        self._scheduler.metrics.input_size(self.name, signature_name).observe(count)
         most = self._parameters
         if count > most.max_batch_size and not most.splits:
             raise invalid(f"Task size {count} is larger than maximum input batch size {most.max_batch_size}")
@@ -252,12 +263,12 @@ class Batched:
 
     def _submit(
         self, signature: str, inputs: Mapping[str, np.ndarray], outputs: tuple[str, ...], deadline: float | None
-    ) -> Future:
+    ) -> _Task:
         shapes = tuple((name, value.dtype.str, value.shape[1:]) for name, value in sorted(inputs.items()))
         key = (id(self), signature, outputs, shapes)
-        task = _Task(inputs, len(next(iter(inputs.values()))), deadline, time.monotonic(), Future())
+        task = _Task(inputs, len(next(iter(inputs.values()))), deadline, time.monotonic())
         self._scheduler.submit(key, task, self._parameters, lambda tasks: self._run(signature, outputs, tasks))
-        return task.result
+        return task
 
     def _run(self, signature: str, outputs: tuple[str, ...], tasks: list[_Task]) -> None:
         """Runs the tasks whose deadlines have not passed, and gives each its rows."""
@@ -265,7 +276,7 @@ class Batched:
         for task in tasks:
             if task.deadline is not None and now >= task.deadline:
                 error = StatusError("DEADLINE_EXCEEDED", "Deadline exceeded while the request waited for its batch")
-                task.result.set_exception(error)
+                task.answers.put(error)
             else:
                 live.append(task)
         try:
@@ -279,7 +290,7 @@ class Batched:
                 try:
                     self._run(signature, outputs, [task])
                 except StatusError as failure:
-                    task.result.set_exception(failure)
+                    task.answers.put(failure)
 
     def _answer(self, signature: str, outputs: tuple[str, ...], live: list[_Task]) -> None:
         """Runs the tasks as one batch."""
@@ -287,8 +298,8 @@ class Batched:
         sizes = self._parameters.allowed_batch_sizes
         padding = sizes[bisect.bisect_left(sizes, count)] - count if sizes else 0
         metrics = self._scheduler.metrics
-        metrics.processed_size.labels(self.name, signature).observe(count + padding)
-        metrics.padding.labels(self.name, signature).observe(padding)
+        metrics.processed_size(self.name, signature).observe(count + padding)
+        metrics.padding(self.name, signature).observe(padding)
         inputs = {
             name: np.concatenate([task.inputs[name] for task in live] + [live[-1].inputs[name][-1:]] * padding)
             for name in live[0].inputs
@@ -305,7 +316,7 @@ class Batched:
                 )
         begin = 0
         for task in live:
-            task.result.set_result(_sliced(values, begin, begin + task.rows))
+            task.answers.put(_sliced(values, begin, begin + task.rows))
             begin += task.rows
 
 

@@ -198,7 +198,7 @@ class Core:
         they read a request. A refused one is counted, but its model is unknown."""
         error = self._admission.refusal()
         if error is not None:
-            self._metrics.requests.labels(_UNKNOWN, error.code).inc()
+            self._metrics.requests(_UNKNOWN, error.code).inc()
         return error
 
     def metrics(self) -> bytes:
@@ -221,19 +221,18 @@ class Core:
         finally:
             model, signature = self._known(spec)
             microseconds = (time.perf_counter() - start) * 1e6
-            self._metrics.requests.labels(model, status).inc()
-            self._metrics.signature_requests.labels(model, signature, api, status).inc()
+            self._metrics.requests(model, status).inc()
+            self._metrics.signature_requests(model, signature, api, status).inc()
             if status == "OK":
-                self._metrics.latency.labels(model, api, call.entrypoint).observe(microseconds)
-                self._metrics.signature_latency.labels(model, signature, api).observe(microseconds)
+                self._metrics.latency(model, api, call.entrypoint).observe(microseconds)
+                self._metrics.signature_latency(model, signature, api).observe(microseconds)
 
     def _known(self, spec: ModelSpec) -> tuple[str, str]:
         signature = spec.signature_name or DEFAULT_SIGNATURE
-        try:
-            with self._manager.get(ModelSpec(spec.name)) as servable:
-                return spec.name, signature if signature in servable.signatures else _UNKNOWN
-        except StatusError:
-            return spec.name if spec.name in self._manager.names() else _UNKNOWN, _UNKNOWN
+        signatures = self._manager.signatures(spec.name)
+        if signatures is None:
+            return _UNKNOWN, _UNKNOWN
+        return spec.name, signature if signature in signatures else _UNKNOWN
 
     def _run(self, servable: Servable, api: str, call: Call) -> inference.Run:
         def run(signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -241,7 +240,7 @@ class Core:
             start = time.perf_counter()
             values = servable.run(signature, inputs, outputs, call.deadline)
             microseconds = (time.perf_counter() - start) * 1e6
-            self._metrics.runtime.labels(servable.name, api, servable.runtime).observe(microseconds)
+            self._metrics.runtime(servable.name, api, servable.runtime).observe(microseconds)
             return values
 
         return run
@@ -249,11 +248,11 @@ class Core:
     def _log(self, resolved: ModelSpec, log: Callable[[], Any]) -> None:
         if self._logs.sampled(resolved.name):
             self._logs.write(resolved.name, log())
-            self._metrics.logged.labels(resolved.name, "OK").inc()
+            self._metrics.logged(resolved.name, "OK").inc()
 
     def _count_examples(self, model: str, count: int) -> None:
-        self._metrics.examples.labels(model).observe(count)
-        self._metrics.examples_total.labels(model).inc(count)
+        self._metrics.examples(model).observe(count)
+        self._metrics.examples_total(model).inc(count)
 
 
 def _resolved(spec: ModelSpec, servable: Servable) -> ModelSpec:

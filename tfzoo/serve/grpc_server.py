@@ -142,18 +142,19 @@ class Service:
 
         def read(signature: Signature) -> dict[str, np.ndarray]:
             # An index with a missing name would add an empty entry to the map.
-            inference.check_names(signature, set(request.inputs))
+            names = set(request.inputs)
+            inference.check_names(signature, names)
             left = self._core.limits.max_tensor_elements
             inputs = {}
-            for name, proto in request.inputs.items():
-                inputs[name] = tensors.to_array(proto, name, left)
+            for name in names:
+                inputs[name] = tensors.to_array(request.inputs[name], name, left)
                 left -= inputs[name].size
             return inputs
 
         resolved, outputs = self._core.predict(spec, read, request.output_filter, call)
         response = messages.PredictResponse(model_spec=_message(resolved))
         for name, value in outputs.items():
-            response.outputs[name].CopyFrom(tensors.to_proto(value, self._as_content))
+            tensors.to_proto(value, self._as_content, into=response.outputs[name])
         return response
 
     def Classify(self, request: Any, call: Call) -> Any:

@@ -8,7 +8,7 @@ import logging
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -167,6 +167,16 @@ class Manager:
         """Returns the names of the configured models."""
         with self._changed:
             return sorted(name for name, model in self._models.items() if model.config is not None)
+
+    def signatures(self, name: str) -> Collection[str] | None:
+        """Returns the names of the signatures of a model's newest available version: none if no version is available,
+        None if there is no such model."""
+        with self._changed:
+            model = self._models.get(name)
+            if model is None or model.config is None:
+                return None
+            servable = model.versions[max(available)].servable if (available := model.available()) else None
+            return () if servable is None else servable.signatures.keys()
 
     def is_ready(self) -> bool:
         """Returns whether there is a configuration, and every model in it has an available version."""

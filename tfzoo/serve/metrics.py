@@ -1,6 +1,8 @@
 """TF Serving's metrics, and the same by signature, in Prometheus's text form."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -20,8 +22,8 @@ _SIZES = _exponential(1, 2, 15)
 
 
 class Metrics:
-    """The counters of one server. Times are in microseconds; Prometheus's own convention would be seconds, but TF
-    Serving's dashboards expect these."""
+    """The counters of one server; each attribute is a function of the values of its labels. Times are in microseconds;
+    Prometheus's own convention would be seconds, but TF Serving's dashboards expect these."""
 
     def __init__(self):
         self._registry = CollectorRegistry()
@@ -74,12 +76,12 @@ class Metrics:
             "API",
         )
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+    def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
         self._counters[_PREFIX + name.removesuffix("_total")] = _PREFIX + name
-        return Counter(_PREFIX + name, text, labels, registry=self._registry)
+        return functools.cache(Counter(_PREFIX + name, text, labels, registry=self._registry).labels)
 
-    def _histogram(self, name: str, text: str, buckets: list[float], *labels: str) -> Histogram:
-        return Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets)
+    def _histogram(self, name: str, text: str, buckets: list[float], *labels: str) -> Callable[..., Histogram]:
+        return functools.cache(Histogram(_PREFIX + name, text, labels, registry=self._registry, buckets=buckets).labels)
 
     def text(self) -> bytes:
         """Returns all metrics. prometheus_client's own function would append _total to the names of the counters."""

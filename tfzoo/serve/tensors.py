@@ -121,10 +121,14 @@ def _from_content(content: bytes, dtype: np.dtype, count: int, name: str) -> np.
     return values
 
 
-def to_proto(array: np.ndarray, as_content: bool = False) -> messages.TensorProto:
-    """Returns the TensorProto of an array; with `as_content`, the values are bytes in tensor_content."""
+def to_proto(
+    array: np.ndarray, as_content: bool = False, into: messages.TensorProto | None = None
+) -> messages.TensorProto:
+    """Returns the TensorProto of an array, which is `into` if that is given; with `as_content`, the values are bytes in
+    tensor_content."""
     data_type = DATA_TYPES[array.dtype]
-    proto = messages.TensorProto(dtype=data_type)
+    proto = messages.TensorProto() if into is None else into
+    proto.dtype = data_type
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     field = TYPES[data_type][2]

@@ -40,7 +40,7 @@ def run(servable: Servable, folder: pathlib.Path, iterations: int, metrics: Metr
         status = error.code
         raise
     finally:
-        metrics.warmup.labels(str(folder), status).observe((time.perf_counter() - start) * 1e6)
+        metrics.warmup(str(folder), status).observe((time.perf_counter() - start) * 1e6)
 
 
 def _run(servable: Servable, log: Any) -> None:

@@ -8,15 +8,15 @@ import ssl
 import threading
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tfzoo.errors import UserError, one_line
 from tfzoo.serve.core import Core
 from tfzoo.serve.rest import openai, openapi, page, tf_serving
 from tfzoo.serve.rest.http import Application, Request, Response, Route, Settings
 
+_MAX_HEAD = 2**16  # Bytes.
 _SILENCE = 30  # Seconds after which a connection without a complete request's head is closed.
 
 
@@ -56,16 +56,60 @@ def _health(core: Core) -> list[Route]:
     ]
 
 
-class _Protocol(H11Protocol):
-    """Closes connections of clients that do not send the head of a request in time.
+class _Joining:
+    """A transport that sends at once what is written in a row: uvicorn writes the head and the body of an answer one
+    after the other, and each would be a system call and a packet of its own."""
 
-    Every _SILENCE seconds, it closes the connection if no request has begun since the last time.
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+
+class _Protocol(HttpToolsProtocol):
+    """Bounds the head of a request, its line and headers, and the time in which it must arrive.
+
+    Every _SILENCE seconds, it closes the connection if no head has arrived since the last time. With uvicorn's other
+    parser, h11, which has limits of its own, the server needs 0.7 instead of 0.55 ms for a request without the model.
     """
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        joining: Any = _Joining(transport, self.loop)
+        super().connection_made(joining)
+        self._head: int | None = 0  # Bytes of the head that arrives; None while a body does.
         self._seen: Any = None  # The request of the previous tick.
         self._ticking = self.loop.call_later(_SILENCE, self._tick)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head > _MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response(f"The head of a request has more than {_MAX_HEAD} bytes, the limit.")
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._head = None
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._head = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ticking.cancel()
@@ -73,7 +117,7 @@ class _Protocol(H11Protocol):
 
     def _tick(self) -> None:
         waiting = self.cycle is None or self.cycle.response_complete
-        if waiting and self.conn.their_state is h11.IDLE and self._seen is self.cycle:
+        if waiting and self._seen is self.cycle:
             self.transport.close()
             return
         self._seen = self.cycle
