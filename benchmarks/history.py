@@ -168,7 +168,7 @@ def series(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[s
     rival. Ratios of different processors are not compared."""
     found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:
-        processor = f"{line['processor']}: {', '.join(line['features']) or 'no known features'}"
+        processor = f"{line['processor']}: {', '.join(line['features']) or 'neither AVX-512 nor AMX'}"
         key = (processor, *(line[name] for name in ("benchmark", "row", "contender", "rival")))
         found.setdefault(key, []).append(line)
     return found
