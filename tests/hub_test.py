@@ -232,13 +232,13 @@ class HubTest(tf.test.TestCase):
                 r"requires huggingface_hub, which is not installed; run pip install 'tfzoo\[hub\]'", "hf://bert"
             )
 
-    def test_missing_folders(self):
+    def test_a_bare_name(self):
         for name in ("bert-base-uncased", "openai-community/gpt2"):
             self.refused(f"no such folder; .* write --model_dir=hf://{name}", name)
         with contextlib.chdir(self.folder):
             (self.folder / "bert").mkdir()
             self.assertEqual(hub.folder("bert"), pathlib.Path("bert"))
-        self.refused("^--init_from=/no/such: no such folder; specify the folder of a run", "/no/such", "init_from")
+        self.assertEqual(hub.folder("/no/such"), pathlib.Path("/no/such"))
 
     def test_every_program(self):
         """Each entry point requests the same model, and reports the same error for a name without a folder."""

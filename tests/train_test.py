@@ -478,7 +478,7 @@ class InitTest(TrainCase):
         self.assertIn("resuming at step 2 of 4", out)
         # Unless it has no checkpoint.
         shutil.rmtree(self.run_dir / "checkpoints")
-        self.assert_error(f"--init_from={first}: no such folder; specify the folder of a run", *flags)
+        self.assert_error(f"{first}/config.json: no such file or directory; check the path", *flags)
         # The head of another objective is unused.
         flags = self.flags(steps=2, evaluate_every=2, init_from=self.folder / "gone", pairs="none")
         out = self.assert_done(*flags, f"--run_dir={self.folder / 'third'}")

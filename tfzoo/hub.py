@@ -62,16 +62,18 @@ def folder(source: str | os.PathLike, flag: str = "model_dir") -> pathlib.Path:
       flag: the flag that specifies it, for messages.
 
     Raises:
-      UserError: the folder does not exist, or the files cannot be downloaded.
+      UserError: the folder does not exist, and its name may be that of a model on the hub; or the files cannot be
+        downloaded.
     """
     if is_reference(source):
         return _fetch(os.fspath(source), flag)
     path = pathlib.Path(source)
-    if not os.path.lexists(source):
-        name, remedy = os.fspath(source), "specify the folder of a run or of a model"
-        if _NAME.fullmatch(name):
-            remedy = f"for the model of that name on the Hugging Face hub, write --{flag}={SCHEME}{name}"
-        raise UserError(f"--{flag}={name}: no such folder; {remedy}")
+    if _NAME.fullmatch(os.fspath(source)) and not path.exists():
+        name = os.fspath(source)
+        raise UserError(
+            f"--{flag}={name}: no such folder; for the model of that name on the Hugging Face hub, write "
+            f"--{flag}={SCHEME}{name}"
+        )
     return path
 
 

@@ -458,7 +458,7 @@ class InitializeTest(RunsCase):
                 initialize(model, run)
             for path, value in weights(model).items():
                 self.assertAllEqual(value, before[path])
-        with self.assertRaisesRegex(UserError, "--init_from=.*nowhere: no such folder"):
+        with self.assertRaisesRegex(UserError, "config.json: no such file"):
             initialize(model, self.folder / "nowhere")
 
 
