@@ -346,7 +346,9 @@ class RefusalTest(tf.test.TestCase):
         wanted = self.function(model, sequence_length=8)(text=tf.constant(texts[::2]))
         self.assertEqual(found.pop("error").tolist(), [b"", b"the text is longer than 8 tokens", b""])
         for name, value in found.items():
-            self.assertAllEqual(value[[0, 2]], wanted[name], name)
+            # On processors without AVX-512, products of three and of two rows may differ in the last place.
+            check = self.assertAllClose if value.dtype == np.float32 else self.assertAllEqual
+            check(value[[0, 2]], wanted[name], msg=name)
             self.assertFalse(any(value[1].ravel().tolist() if value.ndim > 1 else [value[1]]), name)
         expected = answers.find(model, TOKENIZER, Options(8, long_texts="refuse", refuse="row")).expected(
             {"text": texts}, Limits(2e-5)

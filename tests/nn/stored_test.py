@@ -84,7 +84,8 @@ class StoredTest(tf.test.TestCase):
             product, logits = stored.product(tf.constant(x)).numpy(), stored.product(tf.constant(x), True).numpy()
         weights = rounded(matrix, "bfloat16").astype(np.float64)
         narrow = rounded(x, "bfloat16") @ weights.T
-        self.assertAllClose(product, narrow, 2.0**-8, 1e-5)
+        # TensorFlow rounds to the nearest number, or toward zero where the processor has AVX2 alone.
+        self.assertAllClose(product, narrow, 2.0**-7, 1e-5)
         self.assertAllEqual(product, rounded(product, "bfloat16"))
         expected = x @ weights.T
         largest = np.argsort(product, -1)[:, -EXACT:]
