@@ -26,6 +26,13 @@ def temporary_folder(test: unittest.TestCase | type[unittest.TestCase]) -> pathl
     return pathlib.Path(enter(tempfile.TemporaryDirectory())).resolve()
 
 
+def processor_flags() -> set[str]:
+    """Returns Linux's names of the processor's features, such as avx512_vnni; none are known elsewhere."""
+    path = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.*)", path.read_text(), re.MULTILINE) if path.exists() else None
+    return set(found[1].split()) if found else set()
+
+
 def captured(function, *argv, stdin: str = "") -> tuple[int, str, str]:
     """Returns (the return value of `function` for these arguments as a list of strings, its stdout, its stderr)."""
     out, err = io.StringIO(), io.StringIO()

@@ -582,8 +582,8 @@ class CheckTest(tf.test.TestCase):
         self.assertLess(far["float16"], far["int8_weights"])
         self.assertLess(far["int8_weights"], min(far["int8"], far["int4_weights"]))
         self.assertLess(far["int8"], far["int8_static"])
-        # Under 0.3 with VNNI, without which onnxruntime adds two products in 16 bits, where they may saturate.
-        self.assertLess(far["int8_static"], 0.5)
+        # Without VNNI, onnxruntime adds two products in 16 bits, where they may saturate.
+        self.assertLess(far["int8_static"], 0.3 if "avx512_vnni" in helpers.processor_flags() else 0.5)
         tokens = {name: each["measured"]["generate/generated_ids"] for name, each in found.items()}
         self.assertEqual(tokens["float16"], {"equal": 16, "compared": 16})
         self.assertLess(tokens["int4_weights"]["equal"], 16)

@@ -55,13 +55,12 @@ class Admission:
                 raise error
             self._arrived(time.monotonic())
             self._inside += 1
-            is_free = self._free > 0
-            if is_free:
+            turn = None if self._free else threading.Event()
+            if turn is None:
                 self._free -= 1
             else:
-                turn = threading.Event()
                 self._waiting.append(turn)
-        if not is_free:
+        if turn is not None:
             turn.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
             with self._changed:
                 if not turn.is_set():

@@ -169,14 +169,16 @@ class Manager:
             return sorted(name for name, model in self._models.items() if model.config is not None)
 
     def signatures(self, name: str) -> Collection[str] | None:
-        """Returns the names of the signatures of a model's newest available version: none if no version is available,
-        None if there is no such model."""
+        """Returns the names of the signatures of a model's newest available version. The result is empty if no version
+        is available, and None if the model is unknown."""
         with self._changed:
-            model = self._models.get(name)
-            if model is None or model.config is None:
-                return None
-            servable = model.versions[max(available)].servable if (available := model.available()) else None
-            return () if servable is None else servable.signatures.keys()
+            model = self._models.get(name, Model(None))
+            available = model.available()
+            if not available:
+                return None if model.config is None else ()
+            servable = model.versions[max(available)].servable
+            assert servable is not None
+            return servable.signatures.keys()
 
     def is_ready(self) -> bool:
         """Returns whether there is a configuration, and every model in it has an available version."""

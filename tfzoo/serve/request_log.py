@@ -97,9 +97,9 @@ def predict_log(
     _fill_spec(response.model_spec, resolved)
     request.output_filter.extend(filter)
     for name, value in inputs.items():
-        request.inputs[name].CopyFrom(tensors.to_proto(value))
+        tensors.to_proto(value, into=request.inputs[name])
     for name, value in outputs.items():
-        response.outputs[name].CopyFrom(tensors.to_proto(value))
+        tensors.to_proto(value, into=response.outputs[name])
     return log
 
 

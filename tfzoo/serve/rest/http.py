@@ -6,7 +6,6 @@ as JSON. A request whose client disconnects is cancelled.
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import re
@@ -228,17 +227,14 @@ class Application:
 
     async def _answer(self, function: Callable, request: Request, receive: Callable, send: Callable) -> None:
         """Calls the function in a thread, and sends its answer unless the client disconnects first."""
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()  # By an answer, a disconnect or the deadline. asyncio.wait takes twice as long.
         job = self._pool.submit(_guarded, function, request)
-        job.add_done_callback(lambda _: _call(loop, ended.set))
+        work = asyncio.wrap_future(job)
         gone = asyncio.ensure_future(_disconnected(receive))
         gone.add_done_callback(lambda _: request.cancelled.set())
-        gone.add_done_callback(lambda _: ended.set())
-        deadline = loop.call_at(request.deadline, ended.set)
         try:
-            await ended.wait()
-            if not job.done():
+            futures: list[asyncio.Future] = [work, gone]
+            await asyncio.wait(futures, timeout=request.deadline - time.monotonic(), return_when="FIRST_COMPLETED")
+            if not work.done():
                 request.cancelled.set()
                 if not job.cancel():  # A thread has begun it.
                     job.add_done_callback(_close_stream)
@@ -246,13 +242,12 @@ class Application:
                     text = f"Timeout: no answer within {self._settings.timeout:g} seconds"
                     await self._send(send, request, Response(error_body(text), status=504))
                 return
-            response = job.result()
+            response = work.result()
             if isinstance(response.body, bytes):
                 await self._send(send, request, response)
             else:
                 await self._stream(send, response, response.body, gone)
         finally:
-            deadline.cancel()
             gone.cancel()
 
     async def _stream(self, send: Callable, response: Response, parts: Iterator[bytes], gone: asyncio.Future) -> None:
@@ -312,12 +307,6 @@ def _guarded(function: Callable[[Request], Response], request: Request) -> Respo
     except Exception:
         _log.exception("%s %s: internal error", request.method, request.path)
         return Response(error_body("Internal error, see the server's log"), status=500)
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
-    """Calls a function in the event loop's thread, unless the server has stopped."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function)
 
 
 def _close_stream(job: concurrent.futures.Future) -> None:

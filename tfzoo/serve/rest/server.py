@@ -16,7 +16,7 @@ from tfzoo.serve.core import Core
 from tfzoo.serve.rest import openai, openapi, page, tf_serving
 from tfzoo.serve.rest.http import Application, Request, Response, Route, Settings
 
-_MAX_HEAD = 2**16  # Bytes.
+_MAX_HEAD = 2**16  # Bytes of a request's line and headers.
 _SILENCE = 30  # Seconds after which a connection without a complete request's head is closed.
 
 
@@ -85,8 +85,8 @@ class _Joining:
 class _Protocol(HttpToolsProtocol):
     """Bounds the head of a request, its line and headers, and the time in which it must arrive.
 
-    Every _SILENCE seconds, it closes the connection if no head has arrived since the last time. With uvicorn's other
-    parser, h11, which has limits of its own, the server needs 0.7 instead of 0.55 ms for a request without the model.
+    Every _SILENCE seconds, it closes the connection if no head has arrived since the last time. uvicorn's other
+    parser, h11, has a limit of its own, but costs a request 0.13 ms more.
     """
 
     def connection_made(self, transport: Any) -> None:
